@@ -1,0 +1,3 @@
+//! Development commands, run as `cargo xtask COMMAND`.
+
+fn main() {}
