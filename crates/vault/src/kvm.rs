@@ -1,0 +1,69 @@
+//! Whether KVM works here, and what it gives guests.
+
+use kvm_ioctls::Kvm;
+
+/// Why KVM cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// The CPU has no hardware virtualisation, or it is switched off or hidden.
+    #[error(
+        "the CPU offers no hardware virtualisation (neither vmx nor svm in /proc/cpuinfo); switch it on in the firmware, or for a virtual host in its hypervisor"
+    )]
+    NoHardware,
+    /// The device is missing or closed to us.
+    #[error("/dev/kvm cannot be opened ({0}); load kvm_intel or kvm_amd and give the agent access")]
+    Open(std::io::Error),
+    /// It opens, but does not work.
+    #[error("KVM does not work here: {what} failed ({source}); see the kernel log")]
+    Broken {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+}
+
+/// Checks that KVM can run ordinary guests: the CPU has the feature (`/dev/kvm` may open and create VMs without it, and
+/// guests then die with an internal error), and a VM with one vCPU can be made.
+///
+/// # Errors
+/// [`KvmError`] with what is missing.
+pub fn usable() -> Result<(), KvmError> {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has_feature = cpuinfo
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| line.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"));
+    if !has_feature {
+        return Err(KvmError::NoHardware);
+    }
+    vcpu().map(drop)
+}
+
+fn vcpu() -> Result<kvm_ioctls::VcpuFd, KvmError> {
+    let broken = |what| move |errno: kvm_ioctls::Error| KvmError::Broken { what, source: errno.into() };
+    let kvm = Kvm::new().map_err(|errno| KvmError::Open(errno.into()))?;
+    let vm = kvm.create_vm().map_err(broken("creating a VM"))?;
+    vm.create_vcpu(0).map_err(broken("creating a vCPU"))
+}
+
+/// The frequency that KVM gives a guest's TSC on this host, in kHz; `None` where KVM is missing or does not tell.
+#[must_use]
+pub fn guest_tsc_khz() -> Option<u32> {
+    vcpu().ok()?.get_tsc_khz().ok().filter(|khz| *khz > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_the_cpu_feature_is_refused_whatever_the_device_says() {
+        let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let has_feature = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
+        match usable() {
+            Err(KvmError::NoHardware) => assert!(!has_feature),
+            Ok(()) | Err(_) => assert!(has_feature),
+        }
+    }
+}
