@@ -1,0 +1,254 @@
+//! When a job can start, given what has been placed before: per set, per rack and for the fleet, without edges.
+
+use super::problem::{Group, Problem, Touch};
+use super::{NEVER, Seconds, Span};
+
+/// Which rule decided a start time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Binding {
+    /// None: the job starts as early as it was asked for.
+    Free,
+    /// The host's windows.
+    Window,
+    /// Another part of this set, held by this occupant.
+    OtherGroup { set: u32, by: u32 },
+    /// As many of this set's VMs as allowed are in work, one of them by this occupant.
+    Quota { set: u32, by: u32 },
+    /// The limit of the job's rack.
+    Rack { by: u32 },
+    /// The limit of the fleet.
+    Fleet,
+}
+
+/// Time that an occupant (a job, or something outside the plan) holds.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    start: Seconds,
+    end: Seconds,
+    group: Group,
+    vms: u32,
+    by: u32,
+}
+
+/// What has been placed so far.
+#[derive(Debug)]
+pub(crate) struct Timeline<'p> {
+    problem: &'p Problem,
+    /// Per set, sorted by start.
+    sets: Vec<Vec<Slot>>,
+    /// Per rack; empty when racks have no limit.
+    racks: Vec<Vec<Slot>>,
+    fleet: Option<Capacity>,
+}
+
+impl<'p> Timeline<'p> {
+    pub(crate) fn new(problem: &'p Problem) -> Self {
+        let sets = (0..problem.sets.len()).map(|s| Vec::with_capacity(problem.members_of(s as u32).len())).collect();
+        let racks = if problem.rack_limit.is_some() { vec![Vec::new(); problem.racks] } else { Vec::new() };
+        Self { problem, sets, racks, fleet: problem.host_limit.map(Capacity::new) }
+    }
+
+    /// Forgets everything placed, keeping the memory.
+    pub(crate) fn clear(&mut self) {
+        self.sets.iter_mut().for_each(Vec::clear);
+        self.racks.iter_mut().for_each(Vec::clear);
+        if let Some(fleet) = &mut self.fleet {
+            fleet.clear();
+        }
+    }
+
+    /// The earliest start of a job from `from` on, and the rule that decided it.
+    pub(crate) fn earliest(&self, job: usize, from: Seconds) -> (Seconds, Binding) {
+        let problem = self.problem;
+        let work = problem.jobs[job].work;
+        let calendar = &problem.calendars[problem.jobs[job].calendar as usize];
+        let mut t = from;
+        let mut binding = Binding::Free;
+        // Each rule only ever moves the start later, so the first time all agree on is the earliest.
+        loop {
+            let before = t;
+            let open = calendar.fit(t, work);
+            if open > t {
+                (t, binding) = (open, Binding::Window);
+            }
+            for touch in problem.touches_of(job) {
+                if t >= NEVER {
+                    return (NEVER, binding);
+                }
+                self.fit_set(touch, work, &mut t, &mut binding);
+            }
+            if let (Some(limit), Some(slots)) = (problem.rack_limit, self.racks.get(problem.jobs[job].rack as usize))
+                && let Some((later, by)) = fit_load(slots.iter(), limit, 1, work, t)
+            {
+                (t, binding) = (later, Binding::Rack { by });
+            }
+            if let Some(fleet) = &self.fleet {
+                let later = fleet.fit(t, work);
+                if later > t {
+                    (t, binding) = (later, Binding::Fleet);
+                }
+            }
+            if t >= NEVER {
+                return (NEVER, binding);
+            }
+            if t == before {
+                return (t, binding);
+            }
+        }
+    }
+
+    /// Places a job at its earliest start from `from` on. A job that cannot start holds nothing.
+    pub(crate) fn place(&mut self, job: usize, from: Seconds) -> (Span, Binding) {
+        let (start, binding) = self.earliest(job, from);
+        if start >= NEVER {
+            return (Span { start: NEVER, end: NEVER }, binding);
+        }
+        let span = Span { start, end: start + self.problem.jobs[job].work };
+        self.occupy(job, span);
+        (span, binding)
+    }
+
+    /// Records that a job holds its sets, its rack and its share of the fleet's limit for a span, whatever the rules
+    /// say: it is a fact.
+    pub(crate) fn occupy(&mut self, job: usize, span: Span) {
+        let problem = self.problem;
+        for touch in problem.touches_of(job) {
+            self.hold_set(touch.set, touch.group, touch.vms, job as u32, span);
+        }
+        if let Some(slots) = self.racks.get_mut(problem.jobs[job].rack as usize) {
+            insert(slots, Slot { start: span.start, end: span.end, group: 0, vms: 1, by: job as u32 });
+        }
+        if let Some(fleet) = &mut self.fleet {
+            fleet.add(span);
+        }
+    }
+
+    /// Records that something holds a group of a set: a job, or an occupant outside the problem.
+    pub(crate) fn hold_set(&mut self, set: u32, group: Group, vms: u32, by: u32, span: Span) {
+        insert(&mut self.sets[set as usize], Slot { start: span.start, end: span.end, group, vms, by });
+    }
+
+    fn fit_set(&self, touch: &Touch, work: Seconds, t: &mut Seconds, binding: &mut Binding) {
+        let slots = &self.sets[touch.set as usize];
+        let set = self.problem.sets[touch.set as usize];
+        loop {
+            for slot in slots {
+                if slot.start >= t.saturating_add(work + set.recovery) {
+                    break;
+                }
+                if slot.group != touch.group && slot.end + set.recovery > *t {
+                    (*t, *binding) =
+                        ((slot.end + set.recovery).min(NEVER), Binding::OtherGroup { set: touch.set, by: slot.by });
+                }
+            }
+            if *t >= NEVER {
+                return;
+            }
+            let same = slots.iter().take_while(|s| s.start < t.saturating_add(work)).filter(|s| s.group == touch.group);
+            match fit_load(same, set.quota, touch.vms, work, *t) {
+                None => return,
+                Some((later, by)) => (*t, *binding) = (later.min(NEVER), Binding::Quota { set: touch.set, by }),
+            }
+        }
+    }
+}
+
+/// One step towards a time at which `extra` fits under `limit` beside the given slots for `work`; `None` when it does
+/// at `t` already. An occupant above the limit fits only alone. Names one of those in the way.
+fn fit_load<'s>(
+    slots: impl Iterator<Item = &'s Slot> + Clone,
+    limit: u32,
+    extra: u32,
+    work: Seconds,
+    t: Seconds,
+) -> Option<(Seconds, u32)> {
+    let near = slots.filter(|s| s.start < t + work && s.end > t);
+    // The load is highest where something begins, so those points are enough.
+    for point in near.clone().map(|s| s.start.max(t)) {
+        let at_point = near.clone().filter(|s| s.start <= point && point < s.end);
+        let load: u32 = at_point.clone().map(|s| s.vms).sum();
+        if load > 0 && load.saturating_add(extra) > limit {
+            // Until the first of them ends, any start would still meet this point or the same crowd.
+            return at_point.min_by_key(|s| s.end).map(|s| (s.end, s.by));
+        }
+    }
+    None
+}
+
+fn insert(slots: &mut Vec<Slot>, slot: Slot) {
+    let at = slots.partition_point(|s| s.start <= slot.start);
+    slots.insert(at, slot);
+}
+
+/// The fleet's limit: hosts in work at every second, with jumps over full stretches.
+#[derive(Debug)]
+struct Capacity {
+    limit: u32,
+    /// Occupants that never end.
+    forever: u32,
+    load: Vec<u32>,
+    /// The next second, from this one on, that was not full when last looked at.
+    next: Vec<u32>,
+}
+
+impl Capacity {
+    const fn new(limit: u32) -> Self {
+        Self { limit, forever: 0, load: Vec::new(), next: Vec::new() }
+    }
+
+    fn clear(&mut self) {
+        self.load.clear();
+        self.next.clear();
+        self.forever = 0;
+    }
+
+    fn free_from(&self, mut second: Seconds) -> Seconds {
+        while let Some(&next) = self.next.get(second as usize)
+            && next != second
+        {
+            second = next;
+        }
+        second
+    }
+
+    fn fit(&self, mut t: Seconds, work: Seconds) -> Seconds {
+        if self.forever >= self.limit {
+            return NEVER;
+        }
+        loop {
+            t = self.free_from(t);
+            let end = (t as usize + work as usize).min(self.load.len());
+            let full = self.limit - self.forever;
+            let range = (t as usize).min(end)..end;
+            match self.load[range].iter().rposition(|load| *load >= full) {
+                None => return t,
+                Some(last) => t += last as u32 + 1,
+            }
+        }
+    }
+
+    fn add(&mut self, span: Span) {
+        if span.end >= NEVER {
+            self.forever += 1;
+            return;
+        }
+        let (start, end) = (span.start as usize, span.end as usize);
+        if self.load.len() < end {
+            let from = self.next.len() as u32;
+            self.load.resize(end, 0);
+            self.next.extend(from..end as u32);
+        }
+        for load in &mut self.load[start..end] {
+            *load += 1;
+        }
+        // Full seconds point past their stretch, so that a full morning is skipped in one jump.
+        let mut target = self.free_from(span.end);
+        for second in (start..end).rev() {
+            if self.load[second] >= self.limit {
+                self.next[second] = target;
+            } else {
+                target = second as u32;
+            }
+        }
+    }
+}
