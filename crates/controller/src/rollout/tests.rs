@@ -1,0 +1,5 @@
+//! Stories of rollouts, told to the core alone.
+
+mod property;
+mod stories;
+mod world;
