@@ -1,0 +1,581 @@
+//! The state: the fold of the journal. [`State::apply`] is the only place that changes it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fermata_model::{Mechanism, VmName};
+
+use super::act::{ActId, ActResult, Evidence, Failure, FailureKind, Key, Op};
+use super::entry::{Entry, Outcome, Owner, Stage, Stamped};
+use crate::clock::ClockOutcome;
+use crate::id::BootId;
+use crate::mechanism::Choice;
+use crate::order::{Order, reserve};
+use crate::time::{Mono, Now, Wall};
+use crate::update::Section;
+
+/// Attempts before an act that does not touch safety is left as a loose end.
+pub(super) const ATTEMPTS: u32 = 5;
+/// Attempts to restore a VM's state after a jump, before it is kept and reported.
+pub(super) const RESTORES: u32 = 3;
+
+/// One maintenance, as its journal tells it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// What was decided and announced.
+    pub order: Order,
+    /// The boot it runs in.
+    pub boot: BootId,
+    /// Where it stands.
+    pub stage: Stage,
+    /// Every VM of the order.
+    pub vms: BTreeMap<VmName, VmState>,
+    /// Approved before `NotBefore`.
+    pub approved: bool,
+    /// The first thing that went wrong. Later ones are in the journal.
+    pub trouble: Option<Trouble>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// The change may have begun to take effect on the host.
+    pub change_begun: bool,
+    /// The undo steps all ran.
+    pub undone: bool,
+    /// Acts that never worked and were left.
+    pub loose_ends: Vec<String>,
+    /// Why the journal cannot be written now. While this is set, only rescue acts begin.
+    pub adrift: Option<String>,
+    /// Number of entries so far.
+    pub entries: u64,
+    pub(super) unwritten: Vec<Stamped>,
+    pub(super) pending: BTreeMap<Key, Pending>,
+    pub(super) results: BTreeMap<Key, bool>,
+    pub(super) attempts: BTreeMap<Key, u32>,
+    pub(super) retry_at: BTreeMap<Key, Mono>,
+    pub(super) lead_until: Option<Mono>,
+    pub(super) armed_at: Option<Mono>,
+    pub(super) round_failed: bool,
+    pub(super) announced: bool,
+    pub(super) prepared: bool,
+    pub(super) jump_begun: bool,
+    pub(super) crossed: bool,
+}
+
+/// An act that has begun and has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pending {
+    pub(super) attempt: u32,
+    pub(super) by: Mono,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Trouble {
+    /// In which stage.
+    pub stage: Stage,
+    /// Doing what; `None` when nothing was being done.
+    pub act: Option<ActId>,
+    /// In words, with the evidence.
+    pub text: String,
+    /// Somebody stopped it: not a failure.
+    pub aborted: bool,
+}
+
+/// One VM of a maintenance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VmState {
+    /// Who may run its vCPUs: exactly one, always.
+    pub owner: Owner,
+    /// Where it stands.
+    pub phase: VmPhase,
+    /// Every pause so far, by the host's measure.
+    pub pauses: Vec<Duration>,
+    /// The longest blackout that a program in the guest measured.
+    pub guest_blackout: Option<Duration>,
+    /// What came of its clock after its last pause.
+    pub clock: Option<ClockOutcome>,
+    pub(super) stopped: Option<Wall>,
+    pub(super) new_started: bool,
+    pub(super) armed: bool,
+}
+
+/// Where a VM stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmPhase {
+    /// Runs as before.
+    Untouched,
+    /// May be stopped at any moment from here on.
+    Pausing {
+        /// From when its pause counts.
+        since: Now,
+    },
+    /// Stopped: held, handed over or saved.
+    Paused {
+        /// From when its pause counts.
+        since: Now,
+    },
+    /// Its state was carried into the new kernel and waits to be loaded.
+    Carried {
+        /// From when its pause counts, in the old boot.
+        since: Now,
+    },
+    /// Runs again.
+    Resumed,
+    /// Not running: shut down for the maintenance or by a power cut; to be started again.
+    Down {
+        /// Why.
+        reason: String,
+    },
+    /// Started again from its disks.
+    Restarted {
+        /// Why it had to be.
+        reason: String,
+    },
+    /// Not running; memory and state are kept and not overwritten.
+    Preserved {
+        /// What was tried.
+        reason: String,
+    },
+    /// Its memory is lost.
+    Lost {
+        /// How.
+        reason: String,
+    },
+    /// It ended by itself.
+    Gone {
+        /// What is known.
+        reason: String,
+    },
+}
+
+impl VmPhase {
+    /// From when the pause counts, while its vCPUs may be stopped.
+    #[must_use]
+    pub const fn paused_since(&self) -> Option<Now> {
+        match self {
+            Self::Pausing { since } | Self::Paused { since } | Self::Carried { since } => Some(*since),
+            Self::Untouched
+            | Self::Resumed
+            | Self::Down { .. }
+            | Self::Restarted { .. }
+            | Self::Preserved { .. }
+            | Self::Lost { .. }
+            | Self::Gone { .. } => None,
+        }
+    }
+}
+
+/// A journal that is not one of a maintenance.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// No entries.
+    #[error("journal: the maintenance has no entries; it was never ordered, remove it")]
+    Empty,
+    /// The first entry is not the order.
+    #[error("journal: the first entry is not the order; the file is damaged, restore it or remove this maintenance")]
+    NoOrder,
+}
+
+impl State {
+    /// The state that a journal tells.
+    ///
+    /// # Errors
+    /// [`ReplayError`] when the entries are not those of a maintenance.
+    pub fn replay(entries: &[Stamped]) -> Result<Self, ReplayError> {
+        let (first, rest) = entries.split_first().ok_or(ReplayError::Empty)?;
+        let Entry::Planned { order, boot } = &first.entry else { return Err(ReplayError::NoOrder) };
+        let mut state = Self::new((**order).clone(), boot.clone());
+        for entry in rest {
+            state.apply(entry);
+        }
+        Ok(state)
+    }
+
+    pub(super) fn new(order: Order, boot: BootId) -> Self {
+        let vm = |plan: &crate::mechanism::VmPlan| {
+            let state = VmState {
+                owner: Owner::Old,
+                phase: VmPhase::Untouched,
+                pauses: Vec::new(),
+                guest_blackout: None,
+                clock: None,
+                stopped: None,
+                new_started: false,
+                armed: false,
+            };
+            (plan.vm.clone(), state)
+        };
+        Self {
+            vms: order.vms.iter().map(vm).collect(),
+            order,
+            boot,
+            stage: Stage::Planned,
+            approved: false,
+            trouble: None,
+            outcome: None,
+            change_begun: false,
+            undone: false,
+            loose_ends: Vec::new(),
+            adrift: None,
+            entries: 1,
+            unwritten: Vec::new(),
+            pending: BTreeMap::new(),
+            results: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            retry_at: BTreeMap::new(),
+            lead_until: None,
+            armed_at: None,
+            round_failed: false,
+            announced: false,
+            prepared: false,
+            jump_begun: false,
+            crossed: false,
+        }
+    }
+
+    /// Whether any VM may be stopped at this moment.
+    #[must_use]
+    pub fn in_pause(&self) -> bool {
+        self.vms.values().any(|vm| vm.phase.paused_since().is_some())
+    }
+
+    /// Until when VMs that are paused together must be on their way back: `budget - reserve` after arming.
+    pub(super) fn give_up(&self) -> Option<Mono> {
+        let budget = self.order.common_budget();
+        self.armed_at.map(|at| at.after(budget.duration().saturating_sub(reserve(budget))))
+    }
+
+    pub(super) fn plan_mechanism(&self, vm: &VmName) -> Mechanism {
+        self.order.plan(vm).map_or(Mechanism::None, |plan| plan.mechanism)
+    }
+
+    pub(super) fn apply(&mut self, stamped: &Stamped) {
+        self.entries += 1;
+        let at = stamped.at;
+        match &stamped.entry {
+            // A second order cannot come: `replay` and `plan` are the only readers of the first entry.
+            Entry::Planned { .. } => {}
+            Entry::Stage(stage) => self.enter(*stage),
+            Entry::Began(act) => {
+                let key = act.id.key();
+                self.attempts.insert(key.clone(), act.id.attempt);
+                self.results.remove(&key);
+                self.retry_at.remove(&key);
+                self.began(&act.id, act.by, at);
+                self.pending.insert(key, Pending { attempt: act.id.attempt, by: act.by });
+            }
+            Entry::Ended { act, result } => {
+                let key = act.key();
+                if self.pending.get(&key).is_none_or(|pending| pending.attempt != act.attempt) {
+                    return;
+                }
+                self.pending.remove(&key);
+                self.ended(act, result, at);
+            }
+            Entry::Owner { vm, owner } => {
+                if let Some(vm) = self.vms.get_mut(vm) {
+                    vm.owner = *owner;
+                }
+            }
+            Entry::Approved { .. } => self.approved = true,
+            Entry::AbortAsked { by, reason } => {
+                if self.stage < Stage::Verify {
+                    self.round_failed = true;
+                    self.fail(None, format!("aborted by {by}: {reason}"), true);
+                }
+            }
+            Entry::VmGone { vm, reason } => self.gone(vm, reason),
+            Entry::GuestMeasured { vm, blackout_us } => {
+                if let Some(vm) = self.vms.get_mut(vm) {
+                    let measured = Duration::from_micros(*blackout_us);
+                    vm.guest_blackout = Some(vm.guest_blackout.map_or(measured, |known| known.max(measured)));
+                }
+            }
+            Entry::Restarted { boot } => self.restarted(boot, at),
+            Entry::JournalFailed { reason } => {
+                self.round_failed = true;
+                self.fail(None, format!("the journal could not be written: {reason}"), false);
+            }
+            Entry::Finished { outcome } => self.outcome = Some(*outcome),
+        }
+    }
+
+    pub(super) fn fail(&mut self, act: Option<&ActId>, text: String, aborted: bool) {
+        if self.trouble.is_none() {
+            self.trouble = Some(Trouble { stage: self.stage, act: act.cloned(), text, aborted });
+        }
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+        if stage == Stage::UndoHeld {
+            // A second pause: what the first one needed is needed again.
+            self.round_failed = false;
+            self.armed_at = None;
+            self.results.retain(|(_, op), _| {
+                !matches!(op, Op::ArmDeadMan | Op::DisarmDeadMan | Op::Hold | Op::Resume | Op::SetClock | Op::KillStep)
+            });
+            for vm in self.vms.values_mut().filter(|vm| vm.phase == VmPhase::Resumed) {
+                vm.phase = VmPhase::Untouched;
+            }
+        }
+    }
+
+    fn began(&mut self, act: &ActId, _by: Mono, at: Now) {
+        match act.op {
+            Op::Announce => self.announced = true,
+            Op::ArmDeadMan if act.vm.is_none() => self.armed_at = Some(at.mono),
+            Op::Run { section: Section::Prepare, .. } => self.prepared = true,
+            Op::Run { section: Section::Change, .. } => self.change_begun = true,
+            Op::Jump | Op::Reboot => self.jump_begun = true,
+            _ => {}
+        }
+        let Some(vm) = act.vm.as_ref().and_then(|vm| self.vms.get_mut(vm)) else { return };
+        match act.op {
+            Op::Hold | Op::HandOver | Op::Save => vm.phase = VmPhase::Pausing { since: at },
+            Op::StartNew => vm.new_started = true,
+            Op::ArmDeadMan => vm.armed = true,
+            _ => {}
+        }
+    }
+
+    fn ended(&mut self, act: &ActId, result: &ActResult, at: Now) {
+        let key = act.key();
+        self.results.insert(key.clone(), result.is_ok());
+        match result {
+            Ok(evidence) => self.worked(act, evidence, at),
+            Err(failure) => {
+                let wait = Duration::from_millis(match act.op {
+                    Op::Resume | Op::TakeBack => 20 * u64::from(act.attempt.min(10)),
+                    _ => 200 * u64::from(act.attempt.min(10)),
+                });
+                self.retry_at.insert(key, at.mono.after(wait));
+                self.failed(act, failure);
+            }
+        }
+    }
+
+    fn worked(&mut self, act: &ActId, evidence: &Evidence, at: Now) {
+        match (act.op, evidence) {
+            (Op::PublishStarted, _) => self.lead_until = Some(at.mono.after(self.order.gate.lead)),
+            (Op::Preflight, Evidence::Preflight { choice }) => self.compare(act, choice),
+            (Op::Preflight, _) => self.fail(Some(act), "preflight answered without facts".to_owned(), false),
+            (Op::DisarmDeadMan, Evidence::DeadMan { fired: true }) => {
+                self.fail(Some(act), "the dead-man had to resume VMs: the agent did not in time".to_owned(), false);
+            }
+            (Op::Run { section: Section::Undo, index }, _) => {
+                self.undone = usize::from(index) + 1 == self.order.update.undo.len();
+            }
+            _ => {}
+        }
+        let Some(vm) = act.vm.as_ref().and_then(|vm| self.vms.get_mut(vm)) else { return };
+        match (act.op, &vm.phase) {
+            (Op::Hold | Op::HandOver | Op::Save, VmPhase::Pausing { since }) => {
+                let since = *since;
+                vm.stopped = if let Evidence::Stopped { at } = evidence { Some(*at) } else { None };
+                vm.phase = VmPhase::Paused { since };
+            }
+            (Op::Restore, VmPhase::Carried { since }) => vm.phase = VmPhase::Paused { since: *since },
+            (Op::Resume | Op::TakeBack, VmPhase::Pausing { since } | VmPhase::Paused { since }) => {
+                let bound = at.mono.since(since.mono);
+                match evidence {
+                    Evidence::ResumedAfter { blackout } => vm.pauses.push(*blackout),
+                    Evidence::Resumed { at: None } => {}
+                    // Without both time stamps the agent's own bracket around the acts stands: never too short.
+                    Evidence::Resumed { at: Some(at) } => {
+                        vm.pauses.push(vm.stopped.map_or(bound, |stopped| at.since(stopped)));
+                    }
+                    _ => vm.pauses.push(bound),
+                }
+                vm.stopped = None;
+                vm.phase = VmPhase::Resumed;
+            }
+            (Op::ShutDown, _) => vm.phase = VmPhase::Down { reason: "shut down for the maintenance".to_owned() },
+            (Op::Restart, VmPhase::Down { reason }) => vm.phase = VmPhase::Restarted { reason: reason.clone() },
+            (Op::DiscardNew | Op::TakeBack, _) => vm.new_started = false,
+            (Op::DisarmDeadMan, _) => vm.armed = false,
+            (Op::SetClock, _) => {
+                if let Evidence::Clock { outcome } = evidence {
+                    vm.clock = Some(outcome.clone());
+                }
+            }
+            _ => {}
+        }
+        if act.op == Op::TakeBack {
+            vm.new_started = false;
+        }
+    }
+
+    fn failed(&mut self, act: &ActId, failure: &Failure) {
+        let text = failure.text.clone();
+        match act.op {
+            Op::Announce
+            | Op::PublishStarted
+            | Op::Preflight
+            | Op::LoadKernel
+            | Op::Rehearse
+            | Op::StartNew
+            | Op::ShutDown => self.fail(Some(act), text.clone(), false),
+            Op::Run { section: Section::Undo, .. } => self.round_failed = true,
+            Op::ArmDeadMan | Op::Hold | Op::HandOver | Op::Save | Op::Jump | Op::Reboot | Op::Run { .. } => {
+                self.round_failed = true;
+                if matches!(act.op, Op::Jump | Op::Reboot) {
+                    self.jump_begun = false;
+                }
+                self.fail(Some(act), text.clone(), false);
+            }
+            Op::Restore if act.attempt >= RESTORES || failure.kind == FailureKind::MemoryGone => {
+                self.fail(Some(act), text.clone(), false);
+            }
+            Op::Restart if act.attempt >= ATTEMPTS => self.fail(Some(act), text.clone(), false),
+            Op::Resume | Op::TakeBack if failure.kind == FailureKind::VmmDead => {
+                self.fail(Some(act), text.clone(), false);
+            }
+            Op::SetClock
+            | Op::SetHostClock
+            | Op::Retire
+            | Op::DiscardNew
+            | Op::DisarmDeadMan
+            | Op::EndEvents
+            | Op::KillStep
+            | Op::UnloadKernel
+                if act.attempt >= ATTEMPTS =>
+            {
+                self.loose_ends.push(format!("{act}: {text}"));
+            }
+            _ => {}
+        }
+        let Some(vm) = act.vm.as_ref().and_then(|vm| self.vms.get_mut(vm)) else { return };
+        match (act.op, failure.kind) {
+            (Op::Resume | Op::TakeBack, FailureKind::VmmDead) => vm.phase = VmPhase::Lost { reason: text },
+            (Op::Restore, FailureKind::MemoryGone) => vm.phase = VmPhase::Down { reason: text },
+            (Op::Restore, _) if act.attempt >= RESTORES => vm.phase = VmPhase::Preserved { reason: text },
+            (Op::Restart, _) if act.attempt >= ATTEMPTS => vm.phase = VmPhase::Lost { reason: text },
+            (Op::SetClock, _) if act.attempt >= ATTEMPTS => {
+                vm.clock = Some(ClockOutcome::NotCorrected { reason: text, helps: crate::clock::HELPS.to_owned() });
+            }
+            _ => {}
+        }
+    }
+
+    /// Promise P7: fresh facts may say no, never something harsher than was announced.
+    fn compare(&mut self, act: &ActId, fresh: &Choice) {
+        if let Some(refusal) = fresh.refusals.first() {
+            return self.fail(Some(act), refusal.to_string(), false);
+        }
+        for plan in &fresh.plans {
+            match self.order.plan(&plan.vm) {
+                None if plan.mechanism > Mechanism::None => {
+                    let text = format!("VM {} appeared after the announcement; order the maintenance again", plan.vm);
+                    return self.fail(Some(act), text, false);
+                }
+                Some(known) if plan.mechanism > known.mechanism => {
+                    let text = format!(
+                        "VM {} would need \"{}\" now, but \"{}\" was announced; order the maintenance again",
+                        plan.vm, plan.mechanism, known.mechanism
+                    );
+                    return self.fail(Some(act), text, false);
+                }
+                _ => {}
+            }
+        }
+        let missing = |vm: &VmName| !fresh.plans.iter().any(|plan| plan.vm == *vm);
+        for (name, vm) in &mut self.vms {
+            if missing(name) && vm.phase == VmPhase::Untouched {
+                vm.phase = VmPhase::Gone { reason: "not there any more at preflight".to_owned() };
+            }
+        }
+    }
+
+    fn gone(&mut self, name: &VmName, reason: &str) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        let reason = reason.to_owned();
+        match vm.phase {
+            VmPhase::Untouched | VmPhase::Resumed => vm.phase = VmPhase::Gone { reason },
+            VmPhase::Pausing { .. } | VmPhase::Paused { .. } => {
+                vm.phase = VmPhase::Lost { reason: reason.clone() };
+                self.pending.retain(|(vm, _), _| vm.as_ref() != Some(name));
+                self.round_failed = true;
+                self.fail(None, format!("VM {name} ended in its pause: {reason}"), false);
+            }
+            VmPhase::Carried { .. }
+            | VmPhase::Down { .. }
+            | VmPhase::Restarted { .. }
+            | VmPhase::Preserved { .. }
+            | VmPhase::Lost { .. }
+            | VmPhase::Gone { .. } => {}
+        }
+    }
+
+    fn restarted(&mut self, boot: &BootId, at: Now) {
+        let interrupted: Vec<ActId> = self
+            .pending
+            .iter()
+            .filter(|((_, op), _)| matches!(op, Op::HandOver | Op::Hold | Op::Save | Op::Jump | Op::Reboot))
+            .chain(self.pending.iter().filter(|((_, op), _)| {
+                self.in_pause() && matches!(op, Op::Run { section: Section::Change | Section::Undo, .. })
+            }))
+            .map(|((vm, op), pending)| ActId { vm: vm.clone(), op: *op, attempt: pending.attempt })
+            .collect();
+        let same_boot = *boot == self.boot;
+        self.boot = boot.clone();
+        if !same_boot {
+            self.after_boot();
+            return;
+        }
+        self.pending.clear();
+        let text = "the agent was restarted while this was under way";
+        for act in interrupted {
+            let failure = Failure { kind: FailureKind::Interrupted, text: text.to_owned() };
+            self.ended(&act, &Err(failure), at);
+        }
+        let going_back = |vm: &VmState| vm.owner == Owner::Old && vm.phase.paused_since().is_some();
+        if self.vms.values().any(going_back) {
+            self.round_failed = true;
+            self.fail(None, "the agent was restarted while VMs were paused".to_owned(), false);
+        }
+    }
+
+    /// Another kernel runs. Either the maintenance made it so, or the power was cut.
+    fn after_boot(&mut self) {
+        self.pending.clear();
+        self.retry_at.clear();
+        self.lead_until = None;
+        self.armed_at = None;
+        for vm in self.vms.values_mut() {
+            vm.new_started = false;
+            vm.armed = false;
+        }
+        if self.stage < Stage::Preflight {
+            return;
+        }
+        let jumped = self.jump_begun && !self.crossed && self.stage == Stage::Window;
+        if jumped {
+            self.crossed = true;
+        } else {
+            // A held step counts as begun: its own entry need not have reached the disk (see `Durability`).
+            self.change_begun |= self.in_pause() && self.stage == Stage::Window;
+            self.round_failed = true;
+            self.fail(None, "the host was restarted during the maintenance".to_owned(), false);
+        }
+        for vm in self.vms.values_mut() {
+            match &vm.phase {
+                VmPhase::Paused { since } if jumped => vm.phase = VmPhase::Carried { since: *since },
+                VmPhase::Untouched
+                | VmPhase::Resumed
+                | VmPhase::Pausing { .. }
+                | VmPhase::Paused { .. }
+                | VmPhase::Restarted { .. } => {
+                    vm.phase = VmPhase::Down { reason: "the host was restarted".to_owned() };
+                }
+                VmPhase::Carried { .. }
+                | VmPhase::Down { .. }
+                | VmPhase::Preserved { .. }
+                | VmPhase::Lost { .. }
+                | VmPhase::Gone { .. } => {}
+            }
+        }
+        // Keys that must be done again in the new boot.
+        self.results.retain(|(_, op), _| !matches!(op, Op::Restore | Op::Resume | Op::Restart));
+        self.attempts.retain(|(_, op), _| !matches!(op, Op::Restore | Op::Resume | Op::Restart));
+    }
+}
