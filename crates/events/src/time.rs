@@ -66,6 +66,14 @@ impl UnixMs {
         Self(self.0.saturating_add(999).div_euclid(1000).saturating_mul(1000))
     }
 
+    /// The time as RFC 3339 with milliseconds, in UTC.
+    #[must_use]
+    pub fn rfc3339(self) -> String {
+        let clamped = self.0.clamp(-62_135_596_800_000, 253_402_207_200_000);
+        let civil = jiff::Timestamp::from_millisecond(clamped).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        format!("{civil:.3}")
+    }
+
     /// The date as `ddd, dd MMM yyyy HH:mm:ss GMT`: 29 bytes, English, with the true weekday, because .NET's `R` parser
     /// checks it. Times outside the years 1 to 9999 are shown as the nearest one inside.
     #[must_use]

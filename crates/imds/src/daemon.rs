@@ -1,0 +1,125 @@
+//! The service as a process of its own.
+//!
+//! It needs no privilege: the listening socket comes from systemd as standard input (`Accept=no`, `StandardInput=socket`),
+//! reading a socket's mark needs none, and firewall, routes and addresses are the agent's work. It may write one folder.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::caller_of::{ByMark, CallerOf};
+use crate::clock::SystemClock;
+use crate::service::{OpenError, Service, Settings};
+use crate::store::{SqliteStore, StoreError};
+use crate::{control, serve};
+
+/// Where things are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Where to listen when standard input is not a listening socket.
+    pub listen: SocketAddr,
+    /// The file of the state.
+    pub state: PathBuf,
+    /// The agent's socket.
+    pub control: PathBuf,
+    /// What an operator can set.
+    pub settings: Settings,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((crate::wire::ADDRESS, 80)),
+            state: PathBuf::from("/var/lib/fermata/imds/state.db"),
+            control: PathBuf::from("/run/fermata/imds.sock"),
+            settings: Settings::default(),
+        }
+    }
+}
+
+/// Why the process ends.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The state cannot be loaded.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The listener for guests.
+    #[error("imds: cannot listen on {address}; has the agent put the address on `lo`, and is no other service there?")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The control socket.
+    #[error("imds: cannot listen on {path}; does its folder exist, and may this user write it?")]
+    Control {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A listener failed while running.
+    #[error("imds: a listener failed")]
+    Io(#[from] io::Error),
+}
+
+/// The listening socket that the service manager passed as standard input, if it did.
+fn inherited() -> Option<TcpListener> {
+    let input = io::stdin();
+    if !rustix::net::sockopt::socket_acceptconn(input.as_fd()).unwrap_or(false) {
+        return None;
+    }
+    let listener = std::net::TcpListener::from(input.as_fd().try_clone_to_owned().ok()?);
+    listener.set_nonblocking(true).ok()?;
+    TcpListener::from_std(listener).ok()
+}
+
+async fn guests(address: SocketAddr) -> Result<TcpListener, DaemonError> {
+    if let Some(listener) = inherited() {
+        return Ok(listener);
+    }
+    TcpListener::bind(address).await.map_err(|source| DaemonError::Listen { address, source })
+}
+
+fn control_socket(path: &PathBuf) -> Result<UnixListener, DaemonError> {
+    let failed = |source| DaemonError::Control { path: path.clone(), source };
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(path, owner_only).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Runs until a listener fails. `callers` decides who asks; [`ByMark`] when absent.
+///
+/// # Errors
+/// Names what could not be opened.
+pub async fn run(options: Options, callers: Option<Arc<dyn CallerOf>>) -> Result<(), DaemonError> {
+    let store = Box::new(SqliteStore::open(&options.state)?);
+    let service = Service::open(store, Arc::new(SystemClock::default()), options.settings)?;
+    let listener = guests(options.listen).await?;
+    let orders = control_socket(&options.control)?;
+    let callers = callers.unwrap_or_else(|| Arc::new(ByMark(service.clone())));
+    // Absent outside systemd, which is no error.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        ended = serve::serve(listener, service.clone(), callers) => ended?,
+        ended = control::serve(orders, service.clone()) => ended?,
+        () = service.run_timer() => {}
+        () = service.run_webhooks() => {}
+    }
+    Ok(())
+}
