@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
     /// No unit, an unknown unit, or not a whole number.
-    #[error("size `{0}` is not a whole number with a unit; write it like 512MiB or 4GiB (KiB, MiB, GiB, TiB)")]
+    #[error("size `{0}` is not a whole number with a unit; write it like 512MiB or 4GiB (B, KiB, MiB, GiB, TiB)")]
     Malformed(String),
     /// More bytes than 64 bits can count.
     #[error("size `{0}` is larger than 16777215 TiB; use a smaller number")]
@@ -17,11 +17,11 @@ pub enum SizeError {
 }
 
 /// A number of bytes, written with a binary unit (`512MiB`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Size(u64);
 
-const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+const UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 impl Size {
     /// A size of whole bytes.
@@ -87,10 +87,9 @@ impl From<Size> for String {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit)) {
-            Some((suffix, unit)) => write!(f, "{}{suffix}", self.0 / unit),
-            None => write!(f, "{}B", self.0),
-        }
+        let whole = UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
+        let (suffix, unit) = whole.unwrap_or(&("B", 1));
+        write!(f, "{}{suffix}", self.0 / unit)
     }
 }
 
@@ -103,7 +102,7 @@ mod tests {
     fn a_size_needs_a_unit() {
         assert_eq!("512MiB".parse::<Size>().unwrap().mib(), 512);
         assert_eq!("4 GiB".parse::<Size>().unwrap(), Size::from_mib(4096));
-        for text in ["512", "GiB", "1.5GiB", "-1GiB", "4GB", "+4GiB"] {
+        for text in ["512", "GiB", "1.5GiB", "-1GiB", "4GB", "+4GiB", "4G"] {
             assert!(matches!(text.parse::<Size>(), Err(SizeError::Malformed(_))), "{text}");
         }
         assert!(matches!("99999999999999999999TiB".parse::<Size>(), Err(SizeError::Overflow(_))));
@@ -112,8 +111,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whole_kibibytes_round_trip(kib in 1..u64::MAX >> 10) {
-            let size = Size::from_bytes(kib << 10);
+        fn every_size_round_trips(bytes: u64) {
+            let size = Size::from_bytes(bytes);
             prop_assert_eq!(size.to_string().parse::<Size>().unwrap(), size);
         }
     }

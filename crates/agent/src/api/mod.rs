@@ -1,0 +1,125 @@
+//! The agent's API: HTTP/JSON on a unix socket that only root may open.
+//!
+//! | method, path | does |
+//! |---|---|
+//! | `GET /v1/host` | what this host is |
+//! | `POST /v1/host/stop-guests?timeout_s=` | shuts every VM down |
+//! | `GET /v1/vms`, `GET /v1/vms/{name}` | VMs |
+//! | `POST /v1/vms` | makes a VM from a specification in TOML |
+//! | `POST /v1/vms/{name}/start` `stop` `pause` `resume` | acts on a VM |
+//! | `DELETE /v1/vms/{name}` | forgets a stopped VM |
+//!
+//! A refusal is `{"error": "...", "code": "..."}` with a 4xx status and has changed nothing; a 5xx status says that
+//! something failed on the way and was undone.
+
+pub mod types;
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use fermata_model::{VmName, VmSpec};
+use serde::Deserialize;
+
+use crate::vms::{VmError, Vms};
+use types::{ErrorView, HostView, StopRequest, VmView};
+
+type Shared = State<Arc<Vms>>;
+
+/// The routes of the API.
+pub fn router(vms: Arc<Vms>) -> Router {
+    Router::new()
+        .route("/v1/host", get(host))
+        .route("/v1/host/stop-guests", post(stop_guests))
+        .route("/v1/vms", get(list).post(create))
+        .route("/v1/vms/{name}", get(show).delete(delete))
+        .route("/v1/vms/{name}/start", post(start))
+        .route("/v1/vms/{name}/stop", post(stop))
+        .route("/v1/vms/{name}/pause", post(pause))
+        .route("/v1/vms/{name}/resume", post(resume))
+        .fallback(async || {
+            refusal(StatusCode::NOT_FOUND, "no-such-path", "no such path; see the agent's API under /v1".to_owned())
+        })
+        .with_state(vms)
+}
+
+/// A failed operation as an HTTP answer.
+pub struct Failure(VmError);
+
+impl From<VmError> for Failure {
+    fn from(error: VmError) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = if self.0.is_refusal() { StatusCode::CONFLICT } else { StatusCode::INTERNAL_SERVER_ERROR };
+        let status = if matches!(self.0, VmError::NoSuchVm(_)) { StatusCode::NOT_FOUND } else { status };
+        refusal(status, self.0.code(), crate::chain(&self.0))
+    }
+}
+
+fn refusal(status: StatusCode, code: &str, error: String) -> Response {
+    (status, Json(ErrorView { error, code: code.to_owned() })).into_response()
+}
+
+async fn host(State(vms): Shared) -> Result<Json<HostView>, Failure> {
+    Ok(Json(vms.host().await?))
+}
+
+#[derive(Deserialize)]
+struct StopGuests {
+    timeout_s: u64,
+}
+
+async fn stop_guests(State(vms): Shared, Query(query): Query<StopGuests>) -> Result<Json<Vec<VmView>>, Failure> {
+    Ok(Json(vms.stop_all(std::time::Duration::from_secs(query.timeout_s)).await?))
+}
+
+async fn list(State(vms): Shared) -> Result<Json<Vec<VmView>>, Failure> {
+    Ok(Json(vms.list().await?))
+}
+
+async fn create(State(vms): Shared, body: Bytes) -> Result<Json<VmView>, Response> {
+    let bad = |error: String| refusal(StatusCode::BAD_REQUEST, "bad-specification", error);
+    let text = std::str::from_utf8(&body).map_err(|e| bad(format!("VM specification: not UTF-8: {e}")))?;
+    let spec = VmSpec::from_toml(text).map_err(|e| bad(e.to_string()))?;
+    let view = vms.create(spec).await.map_err(|e| Failure(e).into_response())?;
+    Ok(Json(view))
+}
+
+async fn show(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmView>, Failure> {
+    Ok(Json(vms.show(&name).await?))
+}
+
+async fn delete(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmView>, Failure> {
+    Ok(Json(vms.delete(&name).await?))
+}
+
+async fn start(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmView>, Failure> {
+    Ok(Json(vms.start(&name).await?))
+}
+
+async fn stop(State(vms): Shared, Path(name): Path<VmName>, body: Bytes) -> Result<Json<VmView>, Response> {
+    let request = if body.is_empty() {
+        StopRequest::default()
+    } else {
+        let bad = |e: serde_json::Error| refusal(StatusCode::BAD_REQUEST, "bad-request", format!("stop: {e}"));
+        serde_json::from_slice(&body).map_err(bad)?
+    };
+    let view = vms.stop(&name, request).await.map_err(|e| Failure(e).into_response())?;
+    Ok(Json(view))
+}
+
+async fn pause(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmView>, Failure> {
+    Ok(Json(vms.pause(&name).await?))
+}
+
+async fn resume(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmView>, Failure> {
+    Ok(Json(vms.resume(&name).await?))
+}

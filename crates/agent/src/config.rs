@@ -1,0 +1,268 @@
+//! The agent's configuration: one TOML file, checked before anything starts.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use fermata_model::{BridgeName, VmmVersion};
+use serde::{Deserialize, Serialize};
+
+/// Where the configuration is looked for when nothing else is said.
+pub const DEFAULT_PATH: &str = "/etc/fermata/agent.toml";
+
+/// What the operator decides about a host.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Durable state: the data base, firmware variables.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Sockets and logs of what runs now; emptied by a boot.
+    #[serde(default = "default_run_dir")]
+    pub run_dir: PathBuf,
+    /// The unprivileged user that VMMs run as.
+    #[serde(default = "default_vm_user")]
+    pub vm_user: String,
+    /// The slice that VMs' units live in.
+    #[serde(default = "default_slice")]
+    pub slice: String,
+    /// The program that a VM's unit starts; it receives its descriptors from the agent and becomes the VMM.
+    #[serde(default = "default_launcher")]
+    pub launcher: PathBuf,
+    /// The VMM that new VMs start on; the newest known one when absent.
+    #[serde(default)]
+    pub default_vmm: Option<VmmVersion>,
+    /// VMMs side by side, by version.
+    pub vmm: BTreeMap<VmmVersion, VmmConfig>,
+    /// OVMF images for VMs with UEFI.
+    #[serde(default)]
+    pub firmware: FirmwareConfig,
+    /// Bridges for VMs' NICs.
+    #[serde(default, rename = "bridge")]
+    pub bridges: Vec<BridgeConfig>,
+}
+
+/// One VMM.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmmConfig {
+    /// The QEMU binary.
+    pub binary: PathBuf,
+}
+
+/// Firmware images.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirmwareConfig {
+    /// OVMF's code, mapped read-only.
+    #[serde(default = "default_ovmf_code")]
+    pub ovmf_code: PathBuf,
+    /// OVMF's empty variables, copied for each VM.
+    #[serde(default = "default_ovmf_vars")]
+    pub ovmf_vars: PathBuf,
+}
+
+impl Default for FirmwareConfig {
+    fn default() -> Self {
+        Self { ovmf_code: default_ovmf_code(), ovmf_vars: default_ovmf_vars() }
+    }
+}
+
+/// A bridge that VMs may be attached to.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BridgeConfig {
+    /// Its name.
+    pub name: BridgeName,
+    /// The agent makes the bridge and gives it this address; a bridge without address is only used, never made.
+    #[serde(default)]
+    pub address: Option<BridgeAddress>,
+}
+
+/// An IPv4 address with its prefix length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BridgeAddress {
+    /// The host's address on the bridge.
+    pub address: Ipv4Addr,
+    /// Prefix length, 1 to 30.
+    pub prefix: u8,
+}
+
+impl FromStr for BridgeAddress {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refusal = || format!("bridge address `{text}` is not ADDRESS/PREFIX; write it like 10.77.0.1/24");
+        let (address, prefix) = text.split_once('/').ok_or_else(refusal)?;
+        let address = address.parse().map_err(|_| refusal())?;
+        let prefix = prefix.parse().ok().filter(|p| (1..=30).contains(p)).ok_or_else(refusal)?;
+        Ok(Self { address, prefix })
+    }
+}
+
+impl TryFrom<String> for BridgeAddress {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<BridgeAddress> for String {
+    fn from(value: BridgeAddress) -> String {
+        format!("{}/{}", value.address, value.prefix)
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration {path}: {source}; write one, see /usr/share/doc/fermata/agent.toml")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown field or a bad value.
+    #[error("configuration {path}: {source}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        source: Box<toml::de::Error>,
+    },
+    /// No VMM at all.
+    #[error("configuration {path}: no VMM is named; add [vmm.\"10.0\"] with binary = \"/path/to/qemu-system-x86_64\"")]
+    NoVmm {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The default is not among the VMMs.
+    #[error(
+        "configuration {path}: default_vmm = \"{given}\" is not among the VMMs named ({known}); name it under [vmm.\"{given}\"] or choose another"
+    )]
+    UnknownDefault {
+        /// The file.
+        path: PathBuf,
+        /// The default that was asked for.
+        given: VmmVersion,
+        /// The versions there are.
+        known: String,
+    },
+    /// Two bridges of one name.
+    #[error("configuration {path}: bridge `{name}` is named twice; remove one")]
+    SameBridge {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: BridgeName,
+    },
+}
+
+impl Config {
+    /// Reads and checks the configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the file, the reason and the way out.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let path = path.to_owned();
+        let config: Self = toml::from_str(text)
+            .map_err(|source| ConfigError::Syntax { path: path.clone(), source: Box::new(source) })?;
+        if config.vmm.is_empty() {
+            return Err(ConfigError::NoVmm { path });
+        }
+        if let Some(given) = config.default_vmm.filter(|v| !config.vmm.contains_key(v)) {
+            let known = config.vmm.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return Err(ConfigError::UnknownDefault { path, given, known });
+        }
+        for (index, bridge) in config.bridges.iter().enumerate() {
+            if config.bridges[..index].iter().any(|other| other.name == bridge.name) {
+                return Err(ConfigError::SameBridge { path, name: bridge.name.clone() });
+            }
+        }
+        Ok(config)
+    }
+
+    /// The VMM that new VMs start on.
+    #[must_use]
+    pub fn default_vmm(&self) -> VmmVersion {
+        let newest = || *self.vmm.keys().next_back().expect("a configuration without VMM is refused");
+        self.default_vmm.unwrap_or_else(newest)
+    }
+
+    /// The agent's API socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("agent.sock")
+    }
+
+    /// The agent's data base.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.state_dir.join("agent.db")
+    }
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/fermata".into()
+}
+
+fn default_run_dir() -> PathBuf {
+    "/run/fermata".into()
+}
+
+fn default_vm_user() -> String {
+    "fermata-vm".to_owned()
+}
+
+fn default_slice() -> String {
+    "fermata.slice".to_owned()
+}
+
+fn default_launcher() -> PathBuf {
+    "/usr/bin/fermata".into()
+}
+
+fn default_ovmf_code() -> PathBuf {
+    "/usr/share/OVMF/OVMF_CODE_4M.fd".into()
+}
+
+fn default_ovmf_vars() -> PathBuf {
+    "/usr/share/OVMF/OVMF_VARS_4M.fd".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VMM: &str = "[vmm.\"10.0\"]\nbinary = \"/opt/qemu\"\n[vmm.\"11.1\"]\nbinary = \"/opt/qemu11\"\n";
+
+    fn parse(head: &str) -> Result<Config, ConfigError> {
+        Config::parse(&format!("{head}\n{VMM}"), Path::new("agent.toml"))
+    }
+
+    #[test]
+    fn the_default_vmm_is_the_newest_unless_named() {
+        assert_eq!(parse("").unwrap().default_vmm().to_string(), "11.1");
+        assert_eq!(parse("default_vmm = \"10.0\"").unwrap().default_vmm().to_string(), "10.0");
+    }
+
+    #[test]
+    fn refusals_name_file_reason_and_way_out() {
+        let text = |head: &str| parse(head).unwrap_err().to_string();
+        assert!(text("default_vmm = \"9.2\"").contains("10.0, 11.1"));
+        assert!(text("stat_dir = \"/x\"").contains("stat_dir"));
+        assert!(text("[[bridge]]\nname = \"br0\"\naddress = \"10.0.0.1\"").contains("10.77.0.1/24"));
+        assert!(text("[[bridge]]\nname = \"br0\"\n[[bridge]]\nname = \"br0\"").contains("twice"));
+        let none = Config::parse("[vmm]", Path::new("agent.toml")).unwrap_err().to_string();
+        assert!(none.contains("no VMM"), "{none}");
+    }
+}

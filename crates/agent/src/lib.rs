@@ -1,0 +1,136 @@
+//! The agent of one host: which VMs there are, their life, their maintenance.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`config`] | what the operator decides about a host |
+//! | [`inventory`] | durable memory: VMs, and what was set up for each |
+//! | [`vms`] | every operation on VMs |
+//! | [`units`] | systemd's transient units |
+//! | [`links`] | bridges and taps |
+//! | [`users`] | the user that VMMs run as |
+//! | [`host`] | facts read from the kernel |
+//! | [`api`], [`client`] | HTTP on a unix socket, both sides |
+
+pub mod api;
+pub mod client;
+pub mod config;
+pub mod host;
+pub mod inventory;
+pub mod links;
+pub mod units;
+pub mod users;
+pub mod vms;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use config::{Config, ConfigError};
+use inventory::{Inventory, InventoryError};
+use links::{LinkError, Links};
+use units::{UnitError, Units};
+use vms::{VmError, Vms};
+
+/// Why the agent could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data base.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// A bridge.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Systemd.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+    /// Taking up VMs.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// A file or socket of the agent's own.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Another agent is at work.
+    #[error("{path}: another agent answers there; stop it first (`systemctl stop fermata-agent`)")]
+    AlreadyRunning {
+        /// Its socket.
+        path: PathBuf,
+    },
+}
+
+/// Runs the agent until it is told to end. VMs run on.
+///
+/// # Errors
+/// [`AgentError`] when it cannot start, or its socket breaks.
+pub async fn run(config_path: &Path) -> Result<(), AgentError> {
+    let config = Config::read(config_path)?;
+    for dir in [&config.state_dir, &config.run_dir] {
+        fs::create_dir_all(dir).map_err(|source| AgentError::Io { path: dir.clone(), source })?;
+    }
+    let socket = config.socket();
+    if tokio::net::UnixStream::connect(&socket).await.is_ok() {
+        return Err(AgentError::AlreadyRunning { path: socket });
+    }
+    let inventory = Inventory::open(&config.database())?;
+    let links = Links::open()?;
+    for bridge in &config.bridges {
+        links.ensure_bridge(bridge).await?;
+    }
+    let units = Units::connect().await?;
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| AgentError::Io { path, source }
+    };
+    let boot = fermata_vault::process::boot_id().map_err(io(Path::new("/proc/sys/kernel/random/boot_id")))?;
+    let vms = Arc::new(Vms::new(config, inventory, links, units, boot));
+
+    fs::remove_file(&socket).ok();
+    let listener = UnixListener::bind(&socket).map_err(io(&socket))?;
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).map_err(io(&socket))?;
+    let ask = Arc::clone(&vms);
+    tokio::spawn(async move {
+        ask.vmms().await;
+    });
+    vms.recover().await?;
+    vms.mark_boot()?;
+    // Under systemd this says that the agent is ready; elsewhere nobody listens.
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    tracing::info!(socket = %socket.display(), "ready");
+
+    let mut term = signal(SignalKind::terminate()).map_err(io(&socket))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io(&socket))?;
+    let told_to_end = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    axum::serve(listener, api::router(vms)).with_graceful_shutdown(told_to_end).await.map_err(io(&socket))
+}
+
+/// An error with everything that caused it, on one line, each cause once.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let more = next.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = next.source();
+    }
+    text
+}

@@ -1,0 +1,155 @@
+//! Network links of the host: bridges the agent makes, taps of VMs attached to them.
+//!
+//! A tap is persistent, so it outlives both the agent and a VMM; it is removed when its VM stops. Tap names carry the
+//! beginning of the VM's uuid, so that every tap found can be traced to its VM: `vm6f2b9b0a-0`.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use fermata_model::BridgeName;
+use fermata_vault::tap::TapName;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec};
+use uuid::Uuid;
+
+use crate::config::BridgeConfig;
+
+/// Why a link could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The bridge is not there.
+    #[error(
+        "bridge `{0}` does not exist on this host; make it, or give it an address in the agent's configuration to have it made"
+    )]
+    NoBridge(BridgeName),
+    /// A link of that name is there but is no bridge.
+    #[error("`{0}` is a network link but not a bridge; choose another")]
+    NotABridge(BridgeName),
+    /// The kernel refused.
+    #[error("{act} `{link}`: {source}")]
+    Kernel {
+        /// What was tried.
+        act: &'static str,
+        /// On which link.
+        link: String,
+        /// The kernel's answer.
+        source: Box<rtnetlink::Error>,
+    },
+    /// No netlink socket.
+    #[error("netlink socket: {0}")]
+    Socket(#[from] std::io::Error),
+}
+
+/// The host's links.
+#[derive(Debug, Clone)]
+pub struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Opens a netlink socket and serves it on the current runtime.
+    ///
+    /// # Errors
+    /// [`LinkError::Socket`].
+    pub fn open() -> Result<Self, LinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Makes the bridge if the agent owns it and it is missing, gives it its address, brings it up. Idempotent.
+    ///
+    /// # Errors
+    /// [`LinkError::Kernel`], [`LinkError::NotABridge`].
+    pub async fn ensure_bridge(&self, bridge: &BridgeConfig) -> Result<(), LinkError> {
+        let Some(address) = bridge.address else { return Ok(()) };
+        let name = bridge.name.as_str();
+        let failed = |act| move |source| LinkError::Kernel { act, link: name.to_owned(), source: Box::new(source) };
+        if index_of(name).is_none() {
+            self.handle.link().add(LinkBridge::new(name).build()).execute().await.map_err(failed("make bridge"))?;
+        }
+        check_bridge(&bridge.name)?;
+        let index = index_of(name).ok_or_else(|| LinkError::NoBridge(bridge.name.clone()))?;
+        self.handle
+            .address()
+            .add(index, IpAddr::V4(address.address), address.prefix)
+            .replace()
+            .execute()
+            .await
+            .map_err(failed("give an address to"))?;
+        let up = LinkUnspec::new_with_index(index).up().build();
+        self.handle.link().set(up).execute().await.map_err(failed("bring up"))
+    }
+
+    /// Attaches a tap to a bridge and brings it up.
+    ///
+    /// # Errors
+    /// [`LinkError`] when the bridge is gone or the kernel refuses.
+    pub async fn attach(&self, tap: &str, bridge: &BridgeName) -> Result<(), LinkError> {
+        check_bridge(bridge)?;
+        let controller = index_of(bridge.as_str()).ok_or_else(|| LinkError::NoBridge(bridge.clone()))?;
+        let failed = |source| LinkError::Kernel { act: "attach", link: tap.to_owned(), source: Box::new(source) };
+        let index = index_of(tap).ok_or_else(|| {
+            LinkError::Socket(std::io::Error::new(std::io::ErrorKind::NotFound, format!("tap `{tap}` vanished")))
+        })?;
+        let message = LinkUnspec::new_with_index(index).controller(controller).up().build();
+        self.handle.link().set(message).execute().await.map_err(failed)
+    }
+
+    /// Removes a link if it is there.
+    ///
+    /// # Errors
+    /// [`LinkError::Kernel`].
+    pub async fn remove(&self, link: &str) -> Result<(), LinkError> {
+        let Some(index) = index_of(link) else { return Ok(()) };
+        let failed = |source| LinkError::Kernel { act: "remove", link: link.to_owned(), source: Box::new(source) };
+        self.handle.link().del(index).execute().await.map_err(failed)
+    }
+}
+
+/// The name of a VM's tap: at most 15 characters, unique as long as the first 32 bits of the uuid are.
+#[must_use]
+pub fn tap_name(vm: Uuid, nic: usize) -> TapName {
+    let (head, ..) = vm.as_fields();
+    format!("vm{head:08x}-{nic}").parse().expect("`vm`, 8 digits, `-` and a number below 100 are a device name")
+}
+
+/// Checks that a bridge is there and is one.
+///
+/// # Errors
+/// [`LinkError::NoBridge`], [`LinkError::NotABridge`].
+pub fn check_bridge(name: &BridgeName) -> Result<(), LinkError> {
+    let link = Path::new("/sys/class/net").join(name.as_str());
+    if !link.exists() {
+        return Err(LinkError::NoBridge(name.clone()));
+    }
+    if !link.join("bridge").is_dir() {
+        return Err(LinkError::NotABridge(name.clone()));
+    }
+    Ok(())
+}
+
+fn index_of(link: &str) -> Option<u32> {
+    let path = Path::new("/sys/class/net").join(link).join("ifindex");
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn tap_names_fit_the_kernels_limit(id: u128, nic in 0usize..16) {
+            prop_assert!(tap_name(Uuid::from_u128(id), nic).as_str().len() <= 15);
+        }
+    }
+
+    #[test]
+    fn a_missing_bridge_is_named() {
+        let name: BridgeName = "no-such-bridge".parse().unwrap();
+        assert!(check_bridge(&name).unwrap_err().to_string().contains("no-such-bridge"));
+        assert!(matches!(check_bridge(&"lo".parse().unwrap()), Err(LinkError::NotABridge(_))));
+    }
+}

@@ -1,0 +1,202 @@
+//! VMs of this host: what exists, what runs, and every operation on them.
+//!
+//! ```text
+//!            create             start                      VMM's process there, QMP answers
+//!   (none) ---------> stopped --------> starting -----------------------------------------> running <--> paused
+//!      ^                 |  ^               | fails: every trace removed                       |   pause/resume
+//!      |     delete      |  '---------------'                                                  |
+//!      '-----------------'  ^                                                                  |
+//!                           '------- stop, guest shut itself down, or (failed) VMM died -------'
+//! ```
+//!
+//! Invariants:
+//! - One operation at a time per VM: each holds its slot's lock from check to last effect.
+//! - The [`Runtime`] record is written before anything is set up and removed after everything is taken down, so
+//!   [`recover`](Vms::recover) finds whatever a crash left.
+//! - The VMM is no child of the agent. The agent's death changes nothing for it, and a new agent finds it by pid and
+//!   start time, its sockets, and takes its descriptors back from it.
+
+mod check;
+mod cpu;
+mod error;
+mod live;
+mod recover;
+mod start;
+mod stop;
+mod teardown;
+mod view;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fermata_model::{VmName, VmSpec, VmmVersion};
+use fermata_vmm::command::Accelerator;
+use fermata_vmm::inspect::{self, VmmInfo};
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+use uuid::Uuid;
+
+use crate::api::types::VmView;
+use crate::config::Config;
+use crate::inventory::{Inventory, InventoryError, VmRecord};
+use crate::links::Links;
+use crate::units::Units;
+
+pub use error::VmError;
+use live::Live;
+
+/// What the agent found of a configured VMM: what it is, or why it cannot be used.
+pub type FoundVmm = Result<VmmInfo, String>;
+
+/// Everything operations on VMs need.
+#[derive(Debug)]
+pub struct Vms {
+    config: Config,
+    inventory: Inventory,
+    links: Links,
+    units: Units,
+    vmms: OnceCell<BTreeMap<VmmVersion, FoundVmm>>,
+    kvm: Result<(), String>,
+    tsc_khz: Option<u32>,
+    boot: Uuid,
+    slots: Mutex<BTreeMap<VmName, Arc<Slot>>>,
+}
+
+/// The place of one VM: who may act on it now, and the VMM that runs it.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Held by the one operation that acts on the VM.
+    operation: AsyncMutex<()>,
+    /// The VMM that runs it.
+    live: Mutex<Option<Arc<Live>>>,
+}
+
+impl Slot {
+    fn live(&self) -> Option<Arc<Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_live(&self, live: Option<Arc<Live>>) {
+        *self.live.lock().unwrap_or_else(PoisonError::into_inner) = live;
+    }
+}
+
+impl Vms {
+    /// Gathers what operations need; nothing is touched yet.
+    #[must_use]
+    pub fn new(config: Config, inventory: Inventory, links: Links, units: Units, boot: Uuid) -> Self {
+        let kvm = fermata_vault::kvm::usable().map_err(|e| e.to_string());
+        let tsc_khz = fermata_vault::kvm::guest_tsc_khz();
+        let vmms = OnceCell::new();
+        Self { config, inventory, links, units, vmms, kvm, tsc_khz, boot, slots: Mutex::default() }
+    }
+
+    /// What the configured VMMs are. Asking them takes a second or more, so it is done once, and whoever needs the answer
+    /// first waits for it; VMs that run never do.
+    pub async fn vmms(&self) -> &BTreeMap<VmmVersion, FoundVmm> {
+        self.vmms.get_or_init(|| look_at_vmms(&self.config)).await
+    }
+
+    fn slot(&self, name: &VmName) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(name.clone()).or_default())
+    }
+
+    fn forget_slot(&self, name: &VmName) {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// Runs a data base operation away from the async threads.
+    async fn db<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Inventory) -> Result<T, InventoryError> + Send + 'static,
+    ) -> Result<T, VmError> {
+        let inventory = self.inventory.clone();
+        let done = tokio::task::spawn_blocking(move || act(&inventory)).await.map_err(|_| VmError::Inside)?;
+        Ok(done?)
+    }
+
+    async fn record(&self, name: &VmName) -> Result<VmRecord, VmError> {
+        let key = name.clone();
+        self.db(move |db| db.get(&key)).await?.ok_or_else(|| VmError::NoSuchVm(name.clone()))
+    }
+
+    /// Makes a VM from its specification, stopped.
+    ///
+    /// # Errors
+    /// A refusal of [`VmError`] that has changed nothing.
+    pub async fn create(&self, spec: VmSpec) -> Result<VmView, VmError> {
+        let slot = self.slot(&spec.name);
+        let _turn = slot.operation.lock().await;
+        let records = self.db(Inventory::list).await?;
+        let definition = check::new_vm(self, spec, records, Uuid::new_v4()).await?;
+        let stored = definition.clone();
+        self.db(move |db| db.insert(&stored)).await?;
+        tracing::info!(vm = %definition.name, uuid = %definition.uuid, "created");
+        self.view(&self.record(&definition.name).await?).await
+    }
+
+    /// Forgets a stopped VM and removes its firmware variables; disk images are the operator's.
+    ///
+    /// # Errors
+    /// [`VmError::WrongState`] while it runs.
+    pub async fn delete(&self, name: &VmName) -> Result<VmView, VmError> {
+        let slot = self.slot(name);
+        let _turn = slot.operation.lock().await;
+        let record = self.record(name).await?;
+        let view = self.view(&record).await?;
+        if record.runtime.is_some() {
+            let (state, needed, act) = (view.state, "stopped", "be deleted");
+            return Err(VmError::WrongState { name: name.clone(), state, needed, act });
+        }
+        teardown::remove_durable(&self.config, &record.definition)?;
+        let key = name.clone();
+        self.db(move |db| db.delete(&key)).await?;
+        self.forget_slot(name);
+        tracing::info!(vm = %name, "deleted");
+        Ok(view)
+    }
+
+    /// All VMs by name.
+    ///
+    /// # Errors
+    /// [`VmError::Inventory`].
+    pub async fn list(&self) -> Result<Vec<VmView>, VmError> {
+        let mut views = Vec::new();
+        for record in self.db(Inventory::list).await? {
+            views.push(self.view(&record).await?);
+        }
+        Ok(views)
+    }
+
+    /// One VM.
+    ///
+    /// # Errors
+    /// [`VmError::NoSuchVm`].
+    pub async fn show(&self, name: &VmName) -> Result<VmView, VmError> {
+        self.view(&self.record(name).await?).await
+    }
+}
+
+/// How long a VMM may take to say what it is; a cold binary of 30 MB on a slow disk is the worst case.
+const INSPECT_LIMIT: Duration = Duration::from_secs(30);
+
+async fn look_at_vmms(config: &Config) -> BTreeMap<VmmVersion, FoundVmm> {
+    let look = config.vmm.iter().map(async |(version, vmm)| {
+        let found =
+            inspect::inspect(&vmm.binary, Accelerator::Kvm, INSPECT_LIMIT).await.map_err(|error| crate::chain(&error));
+        let found = found.and_then(|info| match info.version == *version {
+            true => Ok(info),
+            false => Err(format!(
+                "{} is QEMU {}, not {version}; correct [vmm.\"{version}\"] in the agent's configuration",
+                vmm.binary.display(),
+                info.version
+            )),
+        });
+        if let Err(reason) = &found {
+            tracing::warn!(vmm = %version, reason, "cannot be used");
+        }
+        (*version, found)
+    });
+    futures_util::future::join_all(look).await.into_iter().collect()
+}

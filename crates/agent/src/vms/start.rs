@@ -1,0 +1,317 @@
+//! Starting a VM: everything is set up by the agent and lent to a VMM in a unit of its own.
+//!
+//! ```text
+//! check -> record -> folder, memory, taps, image owners -> unit -> launcher connects -> descriptors -> exec -> QMP answers
+//!             |                                        any failure                                                |
+//!             '------------------------------- teardown of all that is on record <-------------------------------'
+//! ```
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fermata_model::spec::Firmware;
+use fermata_model::{VmDefinition, VmName};
+use fermata_vault::launch::{Door, Launch};
+use fermata_vault::memory::{Memfd, Provider};
+use fermata_vault::process::Process;
+use fermata_vault::tap;
+use fermata_vmm::command::{self, Accelerator, Paths, Role, UefiFiles};
+use fermata_vmm::images::{self, Backend};
+use fermata_vmm::qmp::Qmp;
+
+use super::live::{self, Lent, Live};
+use super::{VmError, Vms, check, teardown};
+use crate::api::types::VmView;
+use crate::inventory::{FileOwner, Runtime, VmRecord, Wanted};
+use crate::links;
+use crate::units::VmUnit;
+use crate::users::{self, User};
+
+/// How long systemd and the launcher may take until the VMM runs.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(20);
+/// How long a VMM may take to set its machine up and answer.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+impl Vms {
+    /// Starts a VM. Starting a running VM is no error.
+    ///
+    /// # Errors
+    /// A refusal, or a failure after which nothing of the start is left.
+    pub async fn start(self: &Arc<Self>, name: &VmName) -> Result<VmView, VmError> {
+        let slot = self.slot(name);
+        let _turn = slot.operation.lock().await;
+        let record = self.record(name).await?;
+        if record.runtime.is_none() {
+            let runtime = self.prepare(&record).await?;
+            match self.launch(&record, runtime.clone()).await {
+                Ok(live) => self.take_up(name, live),
+                Err(error) => {
+                    let error = with_last_words(error, &runtime.dir);
+                    self.tear_down(name, &runtime).await?;
+                    return Err(error);
+                }
+            }
+            tracing::info!(vm = %name, "started");
+        }
+        let key = name.clone();
+        self.db(move |db| {
+            db.set_wanted(&key, Wanted::Running)?;
+            db.set_failure(&key, None)
+        })
+        .await?;
+        self.view(&self.record(name).await?).await
+    }
+
+    /// Checks that the VM can start and puts on record what will be set up for it.
+    async fn prepare(&self, record: &VmRecord) -> Result<Runtime, VmError> {
+        let definition = &record.definition;
+        self.kvm.clone().map_err(VmError::NoKvm)?;
+        check::vmm_info(self, definition.vmm).await?;
+        check::check_files(definition, self)?;
+        for (disk, image) in definition.disks.iter().enumerate() {
+            images::check_free(image).map_err(|source| VmError::Image { disk, source })?;
+        }
+        let (_, available) = check::meminfo()?;
+        if definition.memory > available {
+            return Err(VmError::MemoryShort { wanted: definition.memory, available });
+        }
+        let user = self.vm_user()?;
+        let owners = owners_to_put_back(definition, &user)?;
+        let name = definition.name.clone();
+        let generation = self.db(move |db| db.next_generation(&name)).await?;
+        let mut taps = Vec::new();
+        for nic in 0..definition.nics.len() {
+            taps.push(links::tap_name(definition.uuid, nic));
+        }
+        let runtime = Runtime {
+            generation,
+            unit: format!("fermata-vm-{}-{generation}.service", definition.name),
+            vmm: definition.vmm,
+            boot: self.boot,
+            process: None,
+            dir: self.config.run_dir.join("vm").join(definition.name.as_str()).join(generation.to_string()),
+            taps,
+            owners,
+        };
+        let (key, stored) = (definition.name.clone(), runtime.clone());
+        self.db(move |db| db.set_runtime(&key, Some(&stored))).await?;
+        Ok(runtime)
+    }
+
+    fn vm_user(&self) -> Result<User, VmError> {
+        users::find(&self.config.vm_user).map_err(|source| VmError::Io {
+            what: "find the VMMs' user in",
+            path: users::PASSWD.into(),
+            source,
+        })
+    }
+
+    async fn launch(&self, record: &VmRecord, mut runtime: Runtime) -> Result<Live, VmError> {
+        let definition = &record.definition;
+        let user = self.vm_user()?;
+        make_dir(&runtime.dir, &user)?;
+        let lent = self.lend(definition, &runtime, &user).await?;
+        let vhosts = open_vhosts(definition.nics.len());
+        let info = check::vmm_info(self, definition.vmm).await?;
+        let uefi = self.uefi_files(definition, &user)?;
+        let disks = self.hand_images(definition, &user)?;
+        let paths = Paths::in_folder(&runtime.dir);
+        let console_log = runtime.dir.with_file_name("console.log");
+        let args = command::arguments(
+            definition,
+            &command::Runtime {
+                role: Role::Run,
+                twin: false,
+                accelerator: Accelerator::Kvm,
+                paths: paths.clone(),
+                console_log,
+                disks,
+                vhost: vhosts.is_some(),
+                uefi,
+            },
+        )
+        .map_err(|source| VmError::Command { name: definition.name.clone(), source })?;
+        let launch = Launch { program: info.binary.clone(), args, env: std::collections::BTreeMap::new() };
+        let process = self.launch_unit(definition, &runtime, &user, launch, &lent, vhosts.as_deref()).await?;
+        runtime.process = Some(process.identity());
+        let (key, stored) = (definition.name.clone(), runtime.clone());
+        self.db(move |db| db.set_runtime(&key, Some(&stored))).await?;
+        let monitor = paths.qmp();
+        let ready = async {
+            tokio::select! {
+                connected = Qmp::connect(&monitor, READY_LIMIT) => connected,
+                // A VMM that refuses its command line is gone long before the limit.
+                () = ended(&process) => Err(fermata_vmm::qmp::QmpError::Closed { command: "greeting" }),
+            }
+        };
+        let qmp = ready.await.map_err(|source| VmError::Qmp { name: definition.name.clone(), act: "start", source })?;
+        Ok(Live::new(process, qmp, runtime, lent))
+    }
+
+    /// Opens what the VM is lent.
+    async fn lend(&self, definition: &VmDefinition, runtime: &Runtime, user: &User) -> Result<Lent, VmError> {
+        let (uuid, size) = (definition.uuid, definition.memory);
+        let memory = tokio::task::spawn_blocking(move || Memfd::default().allocate(uuid, size))
+            .await
+            .map_err(|_| VmError::Inside)?
+            .map_err(|source| VmError::Memory { name: definition.name.clone(), source })?;
+        let mut queues = Vec::new();
+        for (nic, (name, link)) in runtime.taps.iter().zip(&definition.nics).enumerate() {
+            let queue = tap::create(name, Some(user.uid)).map_err(|source| VmError::Tap { nic, source })?;
+            self.links.attach(name.as_str(), &link.bridge).await.map_err(|source| VmError::Nic { nic, source })?;
+            queues.push(queue);
+        }
+        Ok(Lent { memory, queues })
+    }
+
+    /// Gives the VM its own firmware variables, once.
+    fn uefi_files(&self, definition: &VmDefinition, user: &User) -> Result<Option<UefiFiles>, VmError> {
+        if definition.firmware != Firmware::Uefi {
+            return Ok(None);
+        }
+        let vars = teardown::nvram(&self.config, definition);
+        let io = |what: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |source| VmError::Io { what, path, source }
+        };
+        let dir = vars.parent().unwrap_or(&self.config.state_dir);
+        fs::create_dir_all(dir).map_err(io("make", dir))?;
+        if !vars.exists() {
+            let template = &self.config.firmware.ovmf_vars;
+            // Under its name only when whole: a crash in between must not leave half a set of variables.
+            let draft = vars.with_extension("new");
+            fs::copy(template, &draft).map_err(io("copy firmware variables to", &draft))?;
+            fs::rename(&draft, &vars).map_err(io("name", &vars))?;
+        }
+        chown(&vars, Some(user.uid), Some(user.gid)).map_err(io("give to the VMMs' user", &vars))?;
+        let vars_bytes = fs::metadata(&vars).map_err(io("look at", &vars))?.len();
+        Ok(Some(UefiFiles { code: self.config.firmware.ovmf_code.clone(), vars, vars_bytes }))
+    }
+
+    /// Looks at the images and gives them to the VMM's user.
+    fn hand_images(&self, definition: &VmDefinition, user: &User) -> Result<Vec<Backend>, VmError> {
+        let mut found = Vec::new();
+        for (disk, image) in definition.disks.iter().enumerate() {
+            found.push(images::inspect(image).map_err(|source| VmError::Image { disk, source })?);
+            chown(&image.path, Some(user.uid), Some(user.gid)).map_err(|source| VmError::Io {
+                what: "give to the VMMs' user",
+                path: image.path.clone(),
+                source,
+            })?;
+        }
+        Ok(found)
+    }
+
+    async fn launch_unit(
+        &self,
+        definition: &VmDefinition,
+        runtime: &Runtime,
+        user: &User,
+        launch: Launch,
+        lent: &Lent,
+        vhosts: Option<&[OwnedFd]>,
+    ) -> Result<Process, VmError> {
+        let failed = |source| VmError::Launch { name: definition.name.clone(), source };
+        let socket = runtime.dir.join("launch");
+        let door = Door::bind(&socket).map_err(failed)?;
+        door.admit(user.uid, user.gid).map_err(failed)?;
+        let unit = VmUnit {
+            name: runtime.unit.clone(),
+            description: format!("Fermata VM {} on VMM {}", definition.name, runtime.vmm),
+            command: vec![
+                self.config.launcher.display().to_string(),
+                "vmm-exec".to_owned(),
+                "--socket".to_owned(),
+                socket.display().to_string(),
+            ],
+            user: self.config.vm_user.clone(),
+            slice: self.config.slice.clone(),
+            log: runtime.dir.join(live::LOG),
+        };
+        self.units.start(&unit).await?;
+        let fds = numbered(lent, vhosts).map_err(|source| VmError::Io {
+            what: "copy descriptors for",
+            path: launch.program.clone(),
+            source,
+        })?;
+        tokio::task::spawn_blocking(move || {
+            let waiting = door.accept(LAUNCH_LIMIT)?;
+            let fds: Vec<(RawFd, BorrowedFd<'_>)> = fds.iter().map(|(n, fd)| (*n, fd.as_fd())).collect();
+            waiting.hand_over(&launch, &fds, LAUNCH_LIMIT)
+        })
+        .await
+        .map_err(|_| VmError::Inside)?
+        .map_err(failed)
+    }
+}
+
+async fn ended(process: &Process) {
+    // A process that cannot be watched is noticed by the time limit instead.
+    if process.exited().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Copies of all that is lent, with the numbers the VMM expects.
+fn numbered(lent: &Lent, vhosts: Option<&[OwnedFd]>) -> std::io::Result<Vec<(RawFd, OwnedFd)>> {
+    let mut fds = vec![(command::MEMORY, lent.memory.duplicate()?)];
+    for (nic, queue) in lent.queues.iter().enumerate() {
+        fds.push((command::tap(nic), queue.as_fd().try_clone_to_owned()?));
+    }
+    for (nic, vhost) in vhosts.unwrap_or_default().iter().enumerate() {
+        fds.push((command::vhost(nic), vhost.try_clone()?));
+    }
+    Ok(fds)
+}
+
+/// One vhost-net per NIC, where the kernel has it; frames then pass without the VMM.
+fn open_vhosts(nics: usize) -> Option<Vec<OwnedFd>> {
+    (0..nics).map(|_| tap::open_vhost_net()).collect::<Result<Vec<_>, _>>().ok()
+}
+
+fn make_dir(dir: &Path, user: &User) -> Result<(), VmError> {
+    let io = |what: &'static str, path: &Path| {
+        let path = path.to_owned();
+        move |source| VmError::Io { what, path, source }
+    };
+    // What a start that was cut short may have left.
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(io("remove", dir)(error)),
+        _ => {}
+    }
+    let parent = dir.parent().unwrap_or(dir);
+    fs::create_dir_all(parent).map_err(io("make", parent))?;
+    fs::DirBuilder::new().mode(0o750).create(dir).map_err(io("make", dir))?;
+    chown(dir, Some(user.uid), Some(user.gid)).map_err(io("give to the VMMs' user", dir))?;
+    let mut log = fs::OpenOptions::new();
+    for path in [dir.with_file_name("console.log"), dir.join(live::LOG)] {
+        log.create(true).append(true).mode(0o640).open(&path).map_err(io("make", &path))?;
+        chown(&path, Some(user.uid), Some(user.gid)).map_err(io("give to the VMMs' user", &path))?;
+    }
+    Ok(())
+}
+
+/// The owners that the images have now, where they differ from the VMM's user.
+fn owners_to_put_back(definition: &VmDefinition, user: &User) -> Result<Vec<FileOwner>, VmError> {
+    let mut owners = Vec::new();
+    for image in &definition.disks {
+        let path: PathBuf = image.path.clone();
+        let meta = fs::metadata(&path).map_err(|source| VmError::Io { what: "look at", path: path.clone(), source })?;
+        if meta.uid() != user.uid {
+            owners.push(FileOwner { path, uid: meta.uid(), gid: meta.gid() });
+        }
+    }
+    Ok(owners)
+}
+
+fn with_last_words(error: VmError, dir: &Path) -> VmError {
+    match (error, live::last_words(dir)) {
+        (VmError::Qmp { name, .. }, Some(words)) => VmError::VmmRefused { name, words },
+        (error, _) => error,
+    }
+}

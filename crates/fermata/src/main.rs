@@ -1,0 +1,95 @@
+//! `fermata`: the agent of a host, the operator's commands, and the launcher of VMMs, in one binary.
+
+mod console;
+mod host;
+mod output;
+mod vm;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use fermata_agent::client::Client;
+use fermata_agent::config;
+
+/// VM-preserving host maintenance for KVM.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    /// Answer in JSON, for programs.
+    #[arg(long, global = true)]
+    json: bool,
+    /// The agent's socket.
+    #[arg(long, global = true, env = "FERMATA_SOCKET", default_value = "/run/fermata/agent.sock")]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of this host.
+    Agent {
+        /// Its configuration.
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// VMs of this host.
+    #[command(subcommand)]
+    Vm(vm::Command),
+    /// This host.
+    #[command(subcommand)]
+    Host(host::Command),
+    /// Become a VMM with the descriptors that the agent hands over (started by systemd, not by people).
+    #[command(hide = true)]
+    VmmExec {
+        /// The socket to receive them from.
+        #[arg(long)]
+        socket: PathBuf,
+    },
+}
+
+/// How long the agent may take to answer a launcher.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(20);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error, json);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let Cli { json, socket, command } = cli;
+    if let Command::VmmExec { socket } = command {
+        let error = fermata_vault::launch::receive_and_exec(&socket, LAUNCH_LIMIT);
+        return Err(error).context("this process could not become a VMM");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
+    runtime.block_on(async {
+        let client = Client::new(&socket);
+        match command {
+            Command::Agent { config } => {
+                start_log();
+                fermata_agent::run(&config).await.context("the agent stopped")
+            }
+            Command::Vm(command) => vm::run(command, &client, json).await,
+            Command::Host(command) => host::run(command, &client, json).await,
+            Command::VmmExec { .. } => unreachable!("handled before the runtime starts"),
+        }
+    })
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FERMATA_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // The journal stamps each line itself.
+    tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+}
