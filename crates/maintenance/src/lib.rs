@@ -24,7 +24,7 @@
 //!
 //! What a shell owes: acts are idempotent (an attempt first ends what an earlier one left); a new VMM is started stopped
 //! and runs only by `Resume`; `TakeBack` cancels what is under way on its VM and is certain of the new VMM's death
-//! before the old one runs. `tests/machine/world.rs` is a whole shell on virtual VMs.
+//! before the old one runs. `tests/machine/shell.rs` is a whole shell, on virtual VMs.
 
 pub mod clock;
 pub mod forecast;

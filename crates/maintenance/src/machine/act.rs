@@ -20,7 +20,8 @@ pub enum Op {
     Announce,
     /// Host: set the events to `Started`.
     PublishStarted,
-    /// Host: remove the events; also when they never started (= cancelled).
+    /// Host: remove the events; also when they never started (= cancelled). The event of a VM that is down (preserved,
+    /// lost) stays until the VM runs again or is deleted: its removal tells guests that it is over.
     EndEvents,
     /// Host: gather the facts again and answer with [`Evidence::Preflight`]; check room for journal and state files.
     Preflight,
@@ -59,10 +60,13 @@ pub enum Op {
     TakeBack,
     /// VM: make certain that the old VMM is dead and nothing of it is left.
     Retire,
-    /// Host: sync everything, then jump into the loaded kernel. Answers only when the jump was refused.
+    /// Host: sync everything, then jump into the loaded kernel. Answers only when the jump was refused. Looks at its
+    /// deadline right before the system call: after it, VMs run again and a jump would lose them.
     Jump,
     /// VM: start its VMM in the new kernel and load its state, stopped.
     Restore,
+    /// Host: is the kernel that runs the one that was to be entered? A power cut or a panic can lead elsewhere.
+    CheckKernel,
     /// Host: put the wall clock right from the time-stamp counter across the jump.
     SetHostClock,
     /// VM: put the guest's clock right ([`crate::clock`]); answer with [`Evidence::Clock`].
@@ -99,6 +103,7 @@ impl fmt::Display for Op {
             Self::Retire => "retire old VMM",
             Self::Jump => "jump",
             Self::Restore => "restore",
+            Self::CheckKernel => "check kernel",
             Self::SetHostClock => "set host clock",
             Self::SetClock => "set clock",
             Self::ShutDown => "shut down",

@@ -54,8 +54,11 @@ impl State {
         if self.outcome.is_some() {
             return None;
         }
-        let gate = (self.stage == Stage::Announced).then(|| now.mono.after(self.order.gate.not_before.since(now.wall)));
-        let lead = self.lead_until.filter(|_| self.stage == Stage::Lead);
+        let writable = self.adrift.is_none();
+        let gate = (writable && self.stage == Stage::Announced)
+            .then(|| now.mono.after(self.order.gate.not_before.since(now.wall)));
+        let lead = self.lead_until.filter(|_| writable && self.stage == Stage::Lead);
+        // Without a journal there is nothing to wait for but the journal itself.
         let adrift = self.adrift.as_ref().map(|_| now.mono.after(Duration::from_secs(1)));
         let pending = self.pending.values().map(|pending| pending.by);
         let retries = self.retry_at.values().copied().filter(|at| *at > now.mono);
@@ -103,7 +106,7 @@ impl State {
         let key = (vm.cloned(), op);
         match self.results.get(&key) {
             Some(true) => true,
-            Some(false) => self.attempts.get(&key).is_some_and(|attempts| attempts % ATTEMPTS == 0),
+            Some(false) => self.attempts.get(&key).is_some_and(|attempts| attempts.is_multiple_of(ATTEMPTS)),
             None => false,
         }
     }
@@ -302,10 +305,14 @@ impl State {
     pub(super) fn rescue(&self, now: Now) -> Vec<Entry> {
         let mut entries = Vec::new();
         for (name, vm) in &self.vms {
-            if vm.phase.paused_since().is_none() || matches!(vm.phase, VmPhase::Carried { .. }) {
-                continue;
-            }
-            entries.extend(self.release(name, now));
+            entries.extend(match vm.phase {
+                VmPhase::Pausing { .. } | VmPhase::Paused { .. } => self.release(name, now),
+                // The journal says that the host jumped, and another kernel runs.
+                VmPhase::Carried { .. } => {
+                    self.begin(Some(name), Op::Restore, now.mono.after(patience(Op::Restore)), now)
+                }
+                _ => Vec::new(),
+            });
         }
         entries
     }
@@ -335,7 +342,9 @@ pub(super) const fn patience(op: Op) -> Duration {
         Op::Resume => Duration::from_millis(1_000),
         // Includes making certain that the new VMM is dead.
         Op::TakeBack => Duration::from_millis(2_000),
-        Op::ArmDeadMan | Op::DisarmDeadMan | Op::KillStep | Op::Hold | Op::SetHostClock => Duration::from_secs(5),
+        Op::ArmDeadMan | Op::DisarmDeadMan | Op::KillStep | Op::Hold | Op::CheckKernel | Op::SetHostClock => {
+            Duration::from_secs(5)
+        }
         Op::Announce | Op::PublishStarted | Op::EndEvents | Op::SetClock | Op::Retire | Op::DiscardNew => {
             Duration::from_secs(30)
         }

@@ -89,6 +89,11 @@ impl<L: Log> Maintenance<L> {
         self.state.wake_at(now)
     }
 
+    /// The journal.
+    pub const fn log_mut(&mut self) -> &mut L {
+        &mut self.log
+    }
+
     /// Gives the journal back.
     #[must_use]
     pub fn into_log(self) -> L {

@@ -3,7 +3,7 @@
 use fermata_model::VmName;
 use serde::{Deserialize, Serialize};
 
-use super::act::{Act, ActId, ActResult};
+use super::act::{Act, ActId, ActResult, Op};
 use crate::id::BootId;
 use crate::order::Order;
 use crate::time::Now;
@@ -39,7 +39,8 @@ pub enum Entry {
         /// How.
         result: ActResult,
     },
-    /// Intent: who may run the vCPUs of a VM from here on. The only entry that changes it.
+    /// Intent: who may run the vCPUs of a VM from here on. Besides this only a jump changes it, together with the kernel
+    /// ([`Entry::Restarted`] in the new boot).
     Owner {
         /// The VM.
         vm: VmName,
@@ -72,6 +73,11 @@ pub enum Entry {
         /// Microseconds without a tick.
         blackout_us: u64,
     },
+    /// Intent: what comes next would not fit into the pause any more; go back.
+    TooLate {
+        /// For what.
+        op: Op,
+    },
     /// Fact: the agent came back, in this boot.
     Restarted {
         /// The boot.
@@ -101,9 +107,12 @@ impl Entry {
             | Self::GuestMeasured { .. }
             | Self::Restarted { .. }
             | Self::JournalFailed { .. } => true,
-            Self::Planned { .. } | Self::Stage(_) | Self::Began(_) | Self::Owner { .. } | Self::Finished { .. } => {
-                false
-            }
+            Self::Planned { .. }
+            | Self::Stage(_)
+            | Self::Began(_)
+            | Self::Owner { .. }
+            | Self::TooLate { .. }
+            | Self::Finished { .. } => false,
         }
     }
 }

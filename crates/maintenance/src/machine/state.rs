@@ -283,6 +283,10 @@ impl State {
                     self.fail(None, format!("aborted by {by}: {reason}"), true);
                 }
             }
+            Entry::TooLate { op } => {
+                self.round_failed = true;
+                self.fail(None, format!("no time left in the pause to {op}: what came before took too long"), false);
+            }
             Entry::VmGone { vm, reason } => self.gone(vm, reason),
             Entry::GuestMeasured { vm, blackout_us } => {
                 if let Some(vm) = self.vms.get_mut(vm) {
@@ -423,6 +427,7 @@ impl State {
                 }
                 self.fail(Some(act), text.clone(), false);
             }
+            Op::CheckKernel if act.attempt >= RESTORES => self.fail(Some(act), text.clone(), false),
             Op::Restore if act.attempt >= RESTORES || failure.kind == FailureKind::MemoryGone => {
                 self.fail(Some(act), text.clone(), false);
             }
@@ -559,7 +564,11 @@ impl State {
         }
         for vm in self.vms.values_mut() {
             match &vm.phase {
-                VmPhase::Paused { since } if jumped => vm.phase = VmPhase::Carried { since: *since },
+                VmPhase::Paused { since } if jumped => {
+                    // Another kernel runs: the old VMM is gone for certain, and only the vault has the VM.
+                    vm.owner = Owner::New;
+                    vm.phase = VmPhase::Carried { since: *since };
+                }
                 VmPhase::Untouched
                 | VmPhase::Resumed
                 | VmPhase::Pausing { .. }

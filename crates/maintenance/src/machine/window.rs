@@ -46,6 +46,9 @@ impl State {
                 let kept =
                     if undo_round { std::time::Duration::ZERO } else { self.order.update.longest(Section::Undo) };
                 let last = Mono(give_up.0.saturating_sub(u64::try_from(kept.as_micros()).unwrap_or(u64::MAX)));
+                if now.mono >= last && !self.is_pending(None, op) {
+                    return vec![Entry::TooLate { op }];
+                }
                 return self.begin(None, op, last.min(now.mono.after(timeout)), now);
             }
         }
@@ -249,6 +252,11 @@ impl State {
     fn before_the_jump(&self, now: Now) -> Vec<Entry> {
         let shut: Vec<&VmName> = self.taking_part(&[Mechanism::Reboot]).collect();
         let save: Vec<&VmName> = self.taking_part(&[Mechanism::Kexec]).collect();
+        if self.is_pending(None, Op::Jump) || self.is_pending(None, Op::Reboot) {
+            // Nobody can call it back; letting VMs run now could mean to lose what they do. It answers, or misses its
+            // deadline, after which the shell must not jump any more.
+            return Vec::new();
+        }
         if self.round_failed || self.trouble.is_some() {
             return self.stay_here(&save, now);
         }
@@ -283,7 +291,11 @@ impl State {
         if !all {
             return entries;
         }
-        let by = self.give_up().unwrap_or_else(|| now.mono.after(patience(Op::Jump)));
+        // An answer can come late (an agent that was stopped for a while), so the clock is asked again here.
+        if !save.is_empty() && now.mono >= last {
+            return vec![Entry::TooLate { op: Op::Jump }];
+        }
+        let by = if save.is_empty() { now.mono.after(patience(Op::Jump)) } else { last };
         self.begin(None, Op::Jump, by, now)
     }
 
@@ -313,11 +325,6 @@ impl State {
         let mut open = false;
         for (name, vm) in &self.vms {
             match &vm.phase {
-                VmPhase::Carried { .. } if vm.owner == Owner::Old => {
-                    // Another kernel runs: the old VMM is gone for certain, and only the vault has the VM.
-                    open = true;
-                    entries.push(Entry::Owner { vm: name.clone(), owner: Owner::New });
-                }
                 VmPhase::Carried { .. } => {
                     open = true;
                     entries.extend(self.begin(Some(name), Op::Restore, now.mono.after(patience(Op::Restore)), now));
@@ -331,6 +338,10 @@ impl State {
         }
         entries.extend(self.restart_down(now));
         open |= self.anybody_down();
+        if !self.settled(None, Op::CheckKernel) {
+            open = true;
+            entries.extend(self.begin(None, Op::CheckKernel, now.mono.after(patience(Op::CheckKernel)), now));
+        }
         let kept = self.vms.values().any(|vm| vm.owner == Owner::New);
         let after = self.after_pause(kept.then_some(Op::SetHostClock), now);
         open |= after.iter().any(Option::is_some);

@@ -1,0 +1,152 @@
+//! What an ordinary maintenance looks like, and the failures that have a name.
+
+use fermata_maintenance::machine::{Act, Entry, Op, Outcome, Owner, VmPhase};
+use fermata_maintenance::update::Section;
+
+use crate::shell::{Run, run};
+use crate::world::{Blow, Effect, Fault, HOLD, KERNEL, PACKAGE, SWAP, World};
+
+fn smooth(update: &str, vms: usize) -> Run {
+    let run = run(World::new(update, vms, 30_000, 7), |_, _| Fault::Works, |_, _| Blow::Nothing);
+    run.check(true);
+    run
+}
+
+fn failing(update: &str, op: Op) -> Run {
+    let fault = move |act: &Act, _: &World| if act.id.op == op { Fault::Fails } else { Fault::Works };
+    let run = run(World::new(update, 2, 30_000, 7), fault, |_, _| Blow::Nothing);
+    run.check(true);
+    run
+}
+
+fn began(run: &Run) -> Vec<String> {
+    let act = |entry: &Entry| if let Entry::Began(act) = entry { Some(act.id.to_string()) } else { None };
+    run.disk.entries.iter().filter_map(|stamped| act(&stamped.entry)).collect()
+}
+
+#[test]
+fn a_swap_goes_in_this_order() {
+    let run = smooth(SWAP, 1);
+    assert_eq!(run.state.outcome, Some(Outcome::Done));
+    assert_eq!(
+        began(&run),
+        [
+            "announce",
+            "preflight",
+            "prepare step 1",
+            "rehearse of VM vm-0",
+            "publish started",
+            "start new VMM of VM vm-0",
+            "arm dead-man of VM vm-0",
+            "hand over of VM vm-0",
+            "resume of VM vm-0",
+            "retire old VMM of VM vm-0",
+            "disarm dead-man of VM vm-0",
+            "set clock of VM vm-0",
+            "verify step 1",
+            "end events",
+        ]
+    );
+}
+
+#[test]
+fn a_hold_goes_in_this_order() {
+    let run = smooth(HOLD, 1);
+    assert_eq!(run.state.outcome, Some(Outcome::Done));
+    assert_eq!(
+        began(&run),
+        [
+            "announce",
+            "preflight",
+            "prepare step 1",
+            "publish started",
+            "arm dead-man",
+            "hold of VM vm-0",
+            "change step 1",
+            "resume of VM vm-0",
+            "disarm dead-man",
+            "set clock of VM vm-0",
+            "verify step 1",
+            "end events",
+        ]
+    );
+}
+
+#[test]
+fn a_package_touches_no_vm_and_tells_no_guest() {
+    let run = smooth(PACKAGE, 2);
+    assert_eq!(began(&run), ["preflight", "change step 1", "verify step 1"]);
+}
+
+#[test]
+fn a_kernel_update_saves_jumps_and_restores_all_side_by_side() {
+    let run = smooth(KERNEL, 3);
+    assert_eq!(run.state.outcome, Some(Outcome::Done));
+    for vm in run.state.vms.values() {
+        assert_eq!((vm.owner, &vm.phase), (Owner::New, &VmPhase::Resumed));
+    }
+    let began = began(&run);
+    let position = |what: &str| began.iter().position(|act| act == what).unwrap();
+    assert!(position("load kernel") < position("save of VM vm-0"), "everything that costs time is before the pause");
+    assert!(position("jump") < position("restore of VM vm-2"));
+    assert!(position("set host clock") < position("set clock of VM vm-0"));
+}
+
+#[test]
+fn a_hand_over_that_fails_leaves_the_vm_on_its_old_vmm() {
+    let run = failing(SWAP, Op::HandOver);
+    assert_eq!(run.state.outcome, Some(Outcome::Failed));
+    assert!(run.state.vms.values().all(|vm| vm.owner == Owner::Old));
+    assert_eq!(run.world.host, Effect::Undone, "prepare was taken back");
+}
+
+#[test]
+fn a_rehearsal_that_fails_means_that_no_vm_is_touched() {
+    let run = failing(SWAP, Op::Rehearse);
+    assert!(run.state.vms.values().all(|vm| vm.phase == VmPhase::Untouched && vm.pauses.is_empty()));
+    assert!(!run.world.started_published);
+}
+
+#[test]
+fn a_held_step_that_fails_is_undone_in_the_same_pause() {
+    let run = failing(HOLD, Op::Run { section: Section::Change, index: 0 });
+    assert_eq!(run.world.host, Effect::Undone);
+    assert!(run.state.undone);
+    assert!(run.state.vms.values().all(|vm| vm.pauses.len() == 1));
+}
+
+#[test]
+fn a_held_step_that_hangs_is_ended_in_time_and_undone() {
+    let hangs = |act: &Act, _: &World| {
+        if act.id.op == (Op::Run { section: Section::Change, index: 0 }) { Fault::Hangs } else { Fault::Works }
+    };
+    let run = run(World::new(HOLD, 2, 5_000, 7), hangs, |_, _| Blow::Nothing);
+    run.check(true);
+    assert!(run.state.undone);
+}
+
+#[test]
+fn a_held_change_that_does_not_verify_is_undone_in_a_second_pause() {
+    let run = failing(HOLD, Op::Run { section: Section::Verify, index: 0 });
+    assert_eq!((run.state.outcome, run.state.undone), (Some(Outcome::Failed), true));
+    assert!(run.state.vms.values().all(|vm| vm.pauses.len() == 2));
+}
+
+#[test]
+fn a_refused_jump_ends_on_the_old_kernel() {
+    let run = failing(KERNEL, Op::Jump);
+    assert!(run.state.vms.values().all(|vm| vm.owner == Owner::Old && vm.phase == VmPhase::Resumed));
+    assert!(began(&run).contains(&"unload kernel".to_owned()));
+}
+
+#[test]
+fn a_vm_whose_state_does_not_load_is_kept_and_told() {
+    let fault = |act: &Act, _: &World| {
+        let broken = act.id.op == Op::Restore && act.id.vm.as_ref().is_some_and(|vm| vm.as_str() == "vm-1");
+        if broken { Fault::Fails } else { Fault::Works }
+    };
+    let run = run(World::new(KERNEL, 3, 30_000, 7), fault, |_, _| Blow::Nothing);
+    let phases: Vec<_> = run.state.vms.values().map(|vm| &vm.phase).collect();
+    assert!(matches!(phases[..], [VmPhase::Resumed, VmPhase::Preserved { .. }, VmPhase::Resumed]), "{phases:?}");
+    assert_eq!(run.state.outcome, Some(Outcome::Failed));
+}
