@@ -9,6 +9,7 @@
 //! | [`policy`] | limits, stages, windows, what separates a set |
 //! | [`plan`] | immutable plans and how they are made |
 //! | [`rollout`] | which hosts may start now, and why the others may not |
+//! | [`bench`] | the policies the planner is compared with |
 //! | [`check`] | the independent checker of plans and logs |
 //! | [`generate`] | fleets from a seed |
 //! | `schedule` | the scheduler behind both |
@@ -16,6 +17,7 @@
 //! Invariant of everything here (promise P4): in one availability set at most one update domain is in work at any time,
 //! and the set's recovery time lies between two of them.
 
+pub mod bench;
 pub mod check;
 pub mod fleet;
 pub mod generate;

@@ -16,7 +16,6 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use make::label_strategy;
 pub use make::{Effort, PlanError, PlanRequest, make};
 
 use crate::fleet::{Fleet, SelfConflict};

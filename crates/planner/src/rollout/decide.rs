@@ -130,7 +130,7 @@ impl<'a> Round<'a> {
     }
 
     fn run(self) -> Decision {
-        let mut timeline = Timeline::new(&self.problem);
+        let mut timeline = Timeline::new(&self.problem, self.outside().map(|(set, _, _)| set));
         self.put_facts(&mut timeline);
         let begin = self.seconds_up(self.plan.starts_at());
         let mut verdicts: Vec<Option<Verdict>> = vec![None; self.plan.hosts().len()];

@@ -4,12 +4,18 @@
 //! that no rule forbids, given what has been placed before. An *order* of jobs is thereby a *schedule*, and searching
 //! for schedules is searching for orders:
 //!
-//! - [`order`]: the classes of a host label, given or inferred;
-//! - [`search`]: the best schedule found.
+//! - [`order`]: the classes of a host label, given or inferred, or colour classes;
+//! - [`dsatur`]: those colours;
+//! - [`search`]: takes the better of both and improves it until its step budget is spent;
+//! - [`bound`]: what no order can beat;
+//! - [`baseline`]: the policy to compare with.
 //!
 //! All times are whole seconds since an origin. Nothing here reads a clock or a random source; the seed comes in.
 
+pub(crate) mod baseline;
+pub(crate) mod bound;
 pub(crate) mod calendar;
+pub(crate) mod dsatur;
 pub(crate) mod order;
 pub(crate) mod problem;
 pub(crate) mod search;

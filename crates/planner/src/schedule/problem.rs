@@ -109,6 +109,11 @@ impl Problem {
         problem
     }
 
+    /// Whether time looks the same in both directions: no windows, one stage.
+    pub(crate) fn is_reversible(&self) -> bool {
+        self.calendars.iter().all(|c| *c == Calendar::ALWAYS) && self.jobs.windows(2).all(|j| j[0].stage == j[1].stage)
+    }
+
     /// The same, for a rollout on its way: times count from `origin`, the windows' deadline from `begun`.
     pub(crate) fn for_rollout(
         fleet: &Fleet,

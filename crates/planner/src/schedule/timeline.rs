@@ -34,23 +34,45 @@ struct Slot {
 #[derive(Debug)]
 pub(crate) struct Timeline<'p> {
     problem: &'p Problem,
-    /// Per set, sorted by start.
-    sets: Vec<Vec<Slot>>,
+    /// All sets' slots in one piece: those of set `s` are `slots[first[s]..first[s] + len[s]]`, sorted by start.
+    slots: Vec<Slot>,
+    first: Vec<u32>,
+    len: Vec<u32>,
+    /// The longest slot of any set: what began longer ago than that is over.
+    longest: Seconds,
     /// Per rack; empty when racks have no limit.
     racks: Vec<Vec<Slot>>,
     fleet: Option<Capacity>,
 }
 
 impl<'p> Timeline<'p> {
-    pub(crate) fn new(problem: &'p Problem) -> Self {
-        let sets = (0..problem.sets.len()).map(|s| Vec::with_capacity(problem.members_of(s as u32).len())).collect();
-        let racks = if problem.rack_limit.is_some() { vec![Vec::new(); problem.racks] } else { Vec::new() };
-        Self { problem, sets, racks, fleet: problem.host_limit.map(Capacity::new) }
+    /// An empty timeline. `outside` names the sets that [`Self::hold_set`] will be called for, once per call.
+    pub(crate) fn new(problem: &'p Problem, outside: impl Iterator<Item = u32>) -> Self {
+        let sets = problem.sets.len();
+        let mut room: Vec<u32> = (0..sets as u32).map(|s| problem.members_of(s).len() as u32).collect();
+        outside.for_each(|set| room[set as usize] += 1);
+        let mut first = Vec::with_capacity(sets);
+        let mut total = 0;
+        for room in room {
+            first.push(total);
+            total += room;
+        }
+        let empty = Slot { start: 0, end: 0, group: 0, vms: 0, by: 0 };
+        Self {
+            problem,
+            slots: vec![empty; total as usize],
+            first,
+            len: vec![0; sets],
+            longest: 0,
+            racks: if problem.rack_limit.is_some() { vec![Vec::new(); problem.racks] } else { Vec::new() },
+            fleet: problem.host_limit.map(Capacity::new),
+        }
     }
 
     /// Forgets everything placed, keeping the memory.
     pub(crate) fn clear(&mut self) {
-        self.sets.iter_mut().for_each(Vec::clear);
+        self.longest = 0;
+        self.len.fill(0);
         self.racks.iter_mut().for_each(Vec::clear);
         if let Some(fleet) = &mut self.fleet {
             fleet.clear();
@@ -60,30 +82,41 @@ impl<'p> Timeline<'p> {
     /// The earliest start of a job from `from` on, and the rule that decided it.
     pub(crate) fn earliest(&self, job: usize, from: Seconds) -> (Seconds, Binding) {
         let problem = self.problem;
-        let work = problem.jobs[job].work;
-        let calendar = &problem.calendars[problem.jobs[job].calendar as usize];
+        let of = &problem.jobs[job];
+        let calendar = &problem.calendars[of.calendar as usize];
+        let touches = problem.touches_of(job);
         let mut t = from;
         let mut binding = Binding::Free;
-        // Each rule only ever moves the start later, so the first time all agree on is the earliest.
+        // Each rule only ever moves the start later, so the first time all agree on is the earliest. Sets are asked in
+        // turn until a whole round of them has agreed.
+        let mut agreed = 0;
+        let mut turn = 0;
         loop {
             let before = t;
-            let open = calendar.fit(t, work);
+            let open = calendar.fit(t, of.work);
             if open > t {
                 (t, binding) = (open, Binding::Window);
             }
-            for touch in problem.touches_of(job) {
+            if t > before {
+                agreed = 0;
+            }
+            while agreed < touches.len() {
                 if t >= NEVER {
                     return (NEVER, binding);
                 }
-                self.fit_set(touch, work, &mut t, &mut binding);
+                let asked = t;
+                self.fit_set(&touches[turn], of.work, &mut t, &mut binding);
+                agreed = if t > asked { 1 } else { agreed + 1 };
+                turn = if turn + 1 == touches.len() { 0 } else { turn + 1 };
             }
-            if let (Some(limit), Some(slots)) = (problem.rack_limit, self.racks.get(problem.jobs[job].rack as usize))
-                && let Some((later, by)) = fit_load(slots.iter(), limit, 1, work, t)
+            let sets_agree_on = t;
+            if let (Some(limit), Some(slots)) = (problem.rack_limit, self.racks.get(of.rack as usize))
+                && let Some((later, by)) = fit_load(slots.iter(), limit, 1, of.work, t)
             {
                 (t, binding) = (later, Binding::Rack { by });
             }
             if let Some(fleet) = &self.fleet {
-                let later = fleet.fit(t, work);
+                let later = fleet.fit(t, of.work);
                 if later > t {
                     (t, binding) = (later, Binding::Fleet);
                 }
@@ -93,6 +126,9 @@ impl<'p> Timeline<'p> {
             }
             if t == before {
                 return (t, binding);
+            }
+            if t > sets_agree_on {
+                agreed = 0;
             }
         }
     }
@@ -109,14 +145,15 @@ impl<'p> Timeline<'p> {
     }
 
     /// Records that a job holds its sets, its rack and its share of the fleet's limit for a span, whatever the rules
-    /// say: it is a fact.
+    /// say: it is a fact. Once per job.
     pub(crate) fn occupy(&mut self, job: usize, span: Span) {
         let problem = self.problem;
         for touch in problem.touches_of(job) {
             self.hold_set(touch.set, touch.group, touch.vms, job as u32, span);
         }
         if let Some(slots) = self.racks.get_mut(problem.jobs[job].rack as usize) {
-            insert(slots, Slot { start: span.start, end: span.end, group: 0, vms: 1, by: job as u32 });
+            let at = slots.partition_point(|s| s.start <= span.start);
+            slots.insert(at, Slot { start: span.start, end: span.end, group: 0, vms: 1, by: job as u32 });
         }
         if let Some(fleet) = &mut self.fleet {
             fleet.add(span);
@@ -125,23 +162,37 @@ impl<'p> Timeline<'p> {
 
     /// Records that something holds a group of a set: a job, or an occupant outside the problem.
     pub(crate) fn hold_set(&mut self, set: u32, group: Group, vms: u32, by: u32, span: Span) {
-        insert(&mut self.sets[set as usize], Slot { start: span.start, end: span.end, group, vms, by });
+        let first = self.first[set as usize] as usize;
+        let len = &mut self.len[set as usize];
+        let last = first + *len as usize;
+        *len += 1;
+        self.longest = self.longest.max(span.end - span.start);
+        let at = first + self.slots[first..last].partition_point(|s| s.start <= span.start);
+        self.slots.copy_within(at..last, at + 1);
+        self.slots[at] = Slot { start: span.start, end: span.end, group, vms, by };
     }
 
     fn fit_set(&self, touch: &Touch, work: Seconds, t: &mut Seconds, binding: &mut Binding) {
-        let slots = &self.sets[touch.set as usize];
         let set = self.problem.sets[touch.set as usize];
+        let first = self.first[touch.set as usize] as usize;
+        let slots = &self.slots[first..first + self.len[touch.set as usize] as usize];
+        let over = slots.partition_point(|s| s.start + self.longest + set.recovery <= *t);
+        let slots = &slots[over..];
         loop {
+            let mut together = 0u32;
             for slot in slots {
                 if slot.start >= t.saturating_add(work + set.recovery) {
                     break;
                 }
-                if slot.group != touch.group && slot.end + set.recovery > *t {
+                if slot.group == touch.group {
+                    // At most so many: slots over by the time that the others leave are counted too.
+                    together += if slot.end > *t { slot.vms } else { 0 };
+                } else if slot.end + set.recovery > *t {
                     (*t, *binding) =
                         ((slot.end + set.recovery).min(NEVER), Binding::OtherGroup { set: touch.set, by: slot.by });
                 }
             }
-            if *t >= NEVER {
+            if *t >= NEVER || together == 0 || together + touch.vms <= set.quota {
                 return;
             }
             let same = slots.iter().take_while(|s| s.start < t.saturating_add(work)).filter(|s| s.group == touch.group);
@@ -173,11 +224,6 @@ fn fit_load<'s>(
         }
     }
     None
-}
-
-fn insert(slots: &mut Vec<Slot>, slot: Slot) {
-    let at = slots.partition_point(|s| s.start <= slot.start);
-    slots.insert(at, slot);
 }
 
 /// The fleet's limit: hosts in work at every second, with jumps over full stretches.
