@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::service::VmRecord;
 
-pub use client::{ControlClient, ControlError};
+pub use client::{ControlClient, ControlError, News};
 pub use server::serve;
 
 /// Longest line in either direction, in bytes.

@@ -274,8 +274,8 @@ impl Connection {
         let Some(_place) = slot.wait_place() else {
             return Response::error(Status::TooManyRequests, "Too many long polls");
         };
-        self.service.shared.metrics.long_polls.fetch_add(1, Ordering::Relaxed);
         let mut changes = slot.subscribe();
+        self.service.shared.metrics.long_polls.fetch_add(1, Ordering::Relaxed);
         // Looked at again after subscribing: a change in between must not be slept through.
         if matches!(self.verdict(request), Verdict::Wait(_)) {
             let enabled = self.polled(Response::empty()).await;
@@ -284,10 +284,8 @@ impl Connection {
             }
             let _ = timeout(longest, changes.changed()).await;
         }
-        let documents = slot.documents();
         let mut answer = Request::clone(request);
         answer.query = answer.query.split('&').filter(|part| !is_wait(part)).collect::<Vec<_>>().join("&");
-        drop(documents);
         match self.verdict(&answer) {
             Verdict::Answer(response) | Verdict::Polled(response) => response,
             _ => Response::error(Status::Unavailable, "Try again"),

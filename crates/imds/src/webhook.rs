@@ -193,15 +193,11 @@ async fn post(url: &str, body: String, signature: &str) -> Result<u16, DeliveryE
         .header("Connection", "close")
         .body(Full::new(Bytes::from(body)))
         .map_err(|_| bad())?;
-    let exchange = async { sender.send_request(request).await.map(|answer| answer.status().as_u16()) };
-    tokio::pin!(connection);
-    tokio::select! {
-        status = exchange => status.map_err(broken),
-        ended = &mut connection => match ended {
-            Ok(()) => Err(DeliveryError::Late(url.to_owned())),
-            Err(source) => Err(broken(source)),
-        },
-    }
+    // The connection is driven beside the exchange: the peer may close before the answer was looked at.
+    let driver = tokio::spawn(connection);
+    let answer = sender.send_request(request).await.map_err(broken);
+    driver.abort();
+    Ok(answer?.status().as_u16())
 }
 
 #[cfg(test)]
