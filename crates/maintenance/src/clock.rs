@@ -1,12 +1,38 @@
-//! After a pause: the guest's wall clock.
+//! After a pause: the guest's wall clock (promise P3). Pure policy; the shell only exchanges messages.
+//!
+//! ```text
+//!            ┌──────────── still wrong, fewer than 3 steps ───────────┐
+//!            v                                                        │
+//!  start ─> measure ─ wrong ─> set to a target time ─> reset RTC ─> measure ─ right ─> corrected
+//!            │ └─ right ─> within tolerance                           │
+//!            └─ no answers, or too slow to tell ──────────────────────┴─> not corrected (reason, what helps)
+//! ```
+//!
+//! QEMU resumes with the guest's time standing where it stood, so the wall clock is behind by the blackout. It is put
+//! right through qemu-guest-agent's `guest-set-time`, always with an explicit time (without one, Linux runs `hwclock`
+//! and Windows asks the internet): host time plus half a round trip. The target is a time, never a difference, and the
+//! clock is read before every step: a command whose answer was lost is not repeated when it took effect, so the guest is
+//! never stepped twice for one pause. The monotonic clock is never touched.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::time::human;
+
 /// What helps a guest whose clock Fermata cannot reach.
 pub const HELPS: &str =
     "run qemu-guest-agent in the guest; or a vmclock device (Linux 6.13), or PTP_KVM with chrony `makestep 0.1 -1`";
+
+/// The largest error that counts as right (promise P3).
+pub const TOLERANCE: Duration = Duration::from_millis(50);
+
+/// A reading this sharp needs no second one.
+const SHARP: Duration = Duration::from_millis(5);
+const READINGS: u32 = 3;
+const STEPS: u32 = 3;
+/// Messages that may fail in all, before the guest counts as unreachable.
+const FAILURES: u32 = 6;
 
 /// What came of putting a clock right. Errors are guest (or host) time minus true time, in microseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,5 +59,305 @@ pub enum ClockOutcome {
     },
 }
 
-/// The largest error that counts as right (promise P3).
-pub const TOLERANCE: Duration = Duration::from_millis(50);
+/// Nanoseconds since 1970, host or guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnixNanos(pub i64);
+
+/// What to ask the guest agent (or the VMM) next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClockAct {
+    /// `guest-get-time`; answer with [`ClockAnswer::Time`].
+    GetTime,
+    /// `guest-set-time`. The target counts from the moment the command is sent: ask right before sending.
+    SetTime {
+        /// The `time` argument.
+        target: UnixNanos,
+    },
+    /// QMP `rtc-reset-reinjection`, so that missed RTC ticks are not made up for on top.
+    ResetRtc,
+    /// It is over.
+    Finish(ClockOutcome),
+}
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClockAnswer {
+    /// To `GetTime`.
+    Time {
+        /// Host time when the command was sent.
+        sent: UnixNanos,
+        /// Host time when the answer came.
+        received: UnixNanos,
+        /// What the guest said.
+        guest: UnixNanos,
+    },
+    /// To `SetTime` and `ResetRtc`: done.
+    Done,
+    /// No answer in time, or an error. Whether it took effect is not known.
+    Failed {
+        /// The agent's words.
+        reason: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reading {
+    /// Guest minus host, in nanoseconds, at the middle of the round trip.
+    error: i64,
+    /// Half the round trip: the error is known to this.
+    half_trip: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    Measure,
+    Set,
+    Reset,
+}
+
+/// Puts the clock of one guest right after one pause.
+#[derive(Debug, Clone)]
+pub struct ClockTask {
+    doing: Doing,
+    readings: u32,
+    best: Option<Reading>,
+    before: Option<i64>,
+    steps: u32,
+    failures: u32,
+    last_failure: String,
+    /// Half the shortest round trip seen, for the target of a step.
+    half_trip: i64,
+}
+
+impl Default for ClockTask {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn nanos(length: Duration) -> i64 {
+    i64::try_from(length.as_nanos()).unwrap_or(i64::MAX)
+}
+
+impl ClockTask {
+    /// Begins, right after RESUME.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            doing: Doing::Measure,
+            readings: 0,
+            best: None,
+            before: None,
+            steps: 0,
+            failures: 0,
+            last_failure: String::new(),
+            half_trip: i64::MAX,
+        }
+    }
+
+    /// What to do now, at host time `now`.
+    #[must_use]
+    pub fn next(&self, now: UnixNanos) -> ClockAct {
+        if self.failures >= FAILURES {
+            return ClockAct::Finish(not_corrected(format!("the guest agent does not answer: {}", self.last_failure)));
+        }
+        match self.doing {
+            Doing::Set => {
+                let half_trip = if self.half_trip == i64::MAX { 0 } else { self.half_trip };
+                ClockAct::SetTime { target: UnixNanos(now.0.saturating_add(half_trip)) }
+            }
+            Doing::Reset => ClockAct::ResetRtc,
+            Doing::Measure => self.verdict().map_or(ClockAct::GetTime, ClockAct::Finish),
+        }
+    }
+
+    /// The end, when enough was measured to tell.
+    fn verdict(&self) -> Option<ClockOutcome> {
+        let best = self.enough()?;
+        let right = best.error.saturating_abs() <= nanos(TOLERANCE);
+        // Within tolerance by a slow reading only: the truth may be outside.
+        let sure = best.half_trip <= nanos(TOLERANCE);
+        match (right, sure) {
+            (true, true) => Some(match self.before {
+                Some(before) => ClockOutcome::Corrected { before_us: before / 1000, after_us: best.error / 1000 },
+                None => ClockOutcome::WithinTolerance { error_us: best.error / 1000 },
+            }),
+            (true, false) => Some(not_corrected(format!(
+                "the guest agent took {} per answer, too slow to tell the time within {}",
+                human(Duration::from_nanos(best.half_trip.unsigned_abs() * 2)),
+                human(TOLERANCE)
+            ))),
+            (false, _) if self.steps >= STEPS => Some(not_corrected(format!(
+                "after {} steps the guest's clock is still off by {}; something in the guest sets it as well",
+                self.steps,
+                human(Duration::from_nanos(best.error.unsigned_abs()))
+            ))),
+            (false, _) => None,
+        }
+    }
+
+    /// The best reading, once there is no point in another one.
+    fn enough(&self) -> Option<Reading> {
+        self.best.filter(|best| self.readings >= READINGS || best.half_trip <= nanos(SHARP))
+    }
+
+    /// Takes the answer to what [`Self::next`] asked for.
+    pub fn heard(&mut self, answer: &ClockAnswer) {
+        match (self.doing, answer) {
+            (_, ClockAnswer::Failed { reason }) => {
+                self.failures += 1;
+                self.last_failure.clone_from(reason);
+                match self.doing {
+                    Doing::Measure => {}
+                    // A step that may have taken effect is not repeated blindly: look first. And the RTC alone does
+                    // not spoil a step.
+                    Doing::Set | Doing::Reset => self.measure(),
+                }
+            }
+            (Doing::Measure, ClockAnswer::Time { sent, received, guest }) => {
+                self.readings += 1;
+                let half_trip = received.0.saturating_sub(sent.0).max(0) / 2;
+                let reading = Reading { error: guest.0.saturating_sub(sent.0.saturating_add(half_trip)), half_trip };
+                self.half_trip = self.half_trip.min(half_trip);
+                if self.best.is_none_or(|best| reading.half_trip < best.half_trip) {
+                    self.best = Some(reading);
+                }
+                if let Some(best) = self.enough()
+                    && self.verdict().is_none()
+                {
+                    self.before.get_or_insert(best.error);
+                    self.doing = Doing::Set;
+                }
+            }
+            (Doing::Set, ClockAnswer::Done) => {
+                self.steps += 1;
+                self.doing = Doing::Reset;
+            }
+            (Doing::Reset, ClockAnswer::Done) => self.measure(),
+            // An answer to something else: look again.
+            (Doing::Measure, ClockAnswer::Done) | (Doing::Set | Doing::Reset, ClockAnswer::Time { .. }) => {}
+        }
+    }
+
+    fn measure(&mut self) {
+        self.doing = Doing::Measure;
+        self.readings = 0;
+        self.best = None;
+    }
+}
+
+fn not_corrected(reason: String) -> ClockOutcome {
+    ClockOutcome::NotCorrected { reason, helps: HELPS.to_owned() }
+}
+
+/// The outcome for a VM without a guest agent.
+#[must_use]
+pub fn no_agent() -> ClockOutcome {
+    not_corrected("the VM has no guest agent".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A guest whose clock is off, behind a link with a delay each way.
+    struct Guest {
+        host: i64,
+        offset: i64,
+        steps: Vec<i64>,
+    }
+
+    impl Guest {
+        fn run(&mut self, delays: &[i64], lost: &[bool]) -> ClockOutcome {
+            let mut task = ClockTask::new();
+            for round in 0..100 {
+                let pick = |shift: usize| delays[(2 * round + shift) % delays.len()];
+                let sent = UnixNanos(self.host);
+                let act = task.next(sent);
+                let there = pick(0);
+                self.host += there;
+                let answer = match act {
+                    ClockAct::Finish(outcome) => return outcome,
+                    ClockAct::GetTime => {
+                        let guest = UnixNanos(self.host + self.offset);
+                        ClockAnswer::Time { sent, received: UnixNanos(self.host + pick(1)), guest }
+                    }
+                    ClockAct::SetTime { target } => {
+                        self.steps.push(target.0 - (self.host + self.offset));
+                        self.offset = target.0 - self.host;
+                        ClockAnswer::Done
+                    }
+                    ClockAct::ResetRtc => ClockAnswer::Done,
+                };
+                self.host += pick(1);
+                let answer = if lost[round % lost.len()] {
+                    ClockAnswer::Failed { reason: "timed out".to_owned() }
+                } else {
+                    answer
+                };
+                task.heard(&answer);
+            }
+            panic!("no end");
+        }
+    }
+
+    const MS: i64 = 1_000_000;
+
+    fn guest(offset: i64) -> Guest {
+        Guest { host: 1_700_000_000_000 * MS, offset, steps: Vec::new() }
+    }
+
+    #[test]
+    fn a_clock_behind_by_the_blackout_is_stepped_once() {
+        let mut behind = guest(-9_200 * MS);
+        let outcome = behind.run(&[2 * MS], &[false]);
+        assert_eq!(outcome, ClockOutcome::Corrected { before_us: -9_200_000, after_us: 0 });
+        assert_eq!(behind.steps, [9_200 * MS]);
+    }
+
+    #[test]
+    fn a_clock_that_is_right_is_left_alone() {
+        let mut right = guest(-3 * MS);
+        assert_eq!(right.run(&[2 * MS], &[false]), ClockOutcome::WithinTolerance { error_us: -3_000 });
+        assert!(right.steps.is_empty());
+    }
+
+    #[test]
+    fn a_step_whose_answer_was_lost_is_not_made_twice() {
+        // The third message is the first step.
+        let mut behind = guest(-5_000 * MS);
+        let outcome = behind.run(&[2 * MS], &[false, true, false, false, false, false, false]);
+        assert!(matches!(outcome, ClockOutcome::Corrected { before_us: -5_000_000, .. }), "{outcome:?}");
+        assert_eq!(behind.steps.len(), 1);
+    }
+
+    #[test]
+    fn a_guest_that_does_not_answer_is_reported_with_what_helps() {
+        let outcome = guest(0).run(&[2 * MS], &[true]);
+        assert!(
+            matches!(&outcome, ClockOutcome::NotCorrected { helps, .. } if helps.contains("vmclock")),
+            "{outcome:?}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_told_to_be_right_is_right(
+            offset in -60_000 * MS..60_000 * MS,
+            delays in proptest::collection::vec(1_000..200 * MS, 1..12),
+            lost in proptest::collection::vec(proptest::bool::weighted(0.2), 1..12),
+        ) {
+            let mut guest = guest(offset);
+            let outcome = guest.run(&delays, &lost);
+            if !matches!(outcome, ClockOutcome::NotCorrected { .. }) {
+                prop_assert!(guest.offset.abs() <= 2 * nanos(TOLERANCE), "{} {outcome:?}", guest.offset);
+            }
+            // Only the first step moves far; later ones only sharpen what long delays blurred.
+            for step in guest.steps.iter().skip(1) {
+                prop_assert!(step.abs() <= 400 * MS, "stepped again by {step}");
+            }
+        }
+    }
+}

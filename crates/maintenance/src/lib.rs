@@ -10,6 +10,7 @@
 //! | [`machine`] | the state machine: (state, input, now) -> (entries, state, acts) |
 //! | [`journal`] | the entries on disk |
 //! | [`clock`] | guests' clocks after a pause |
+//! | [`report`] | what happened, from the journal alone |
 //!
 //! # How a shell drives it
 //!
@@ -19,7 +20,8 @@
 //! 3. Execute acts, those of different VMs side by side; each ends in [`machine::Input::Ended`] with what was found.
 //!    Feed every input to [`machine::Maintenance::handle`] and execute what comes back. Sleep until
 //!    [`machine::Maintenance::wake_at`], then feed [`machine::Input::Tick`].
-//! 4. When [`machine::State::outcome`] is there, it is over.
+//! 4. When [`machine::State::outcome`] is there, it is over: [`report::Report::of`] the journal's entries, and
+//!    [`journal::Journal::record`] what the report measured.
 //! 5. When the agent starts: for each of [`journal::Journal::unfinished`], [`machine::Maintenance::recover`].
 //!
 //! What a shell owes: acts are idempotent (an attempt first ends what an earlier one left); a new VMM is started stopped
@@ -33,5 +35,6 @@ pub mod journal;
 pub mod machine;
 pub mod mechanism;
 pub mod order;
+pub mod report;
 pub mod time;
 pub mod update;

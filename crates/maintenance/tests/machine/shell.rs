@@ -1,6 +1,7 @@
 //! A shell on the virtual host: what the agent does with the core, in a hundred lines.
 
 use fermata_maintenance::machine::{Act, Entry, Input, Maintenance, Op, Outcome, Owner, Stamped, State, VmPhase};
+use fermata_maintenance::report::{Report, VmEnd};
 use fermata_model::Mechanism;
 
 use crate::world::{Blow, Disk, Effect, Fault, World, vm_name};
@@ -193,6 +194,32 @@ impl Run {
             world.events_ended || !state.loose_ends.is_empty() || !disk.entries.iter().any(announced),
             "events left"
         );
+    }
+}
+
+impl Run {
+    /// The report says what the virtual host knows.
+    fn check_report(&self) {
+        let report = Report::of(&self.disk.entries).unwrap();
+        assert_eq!(report.outcome, self.state.outcome);
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report, "the report survives JSON");
+        assert!(!report.to_string().is_empty());
+        for told in &report.vms {
+            let vm = &self.world.vms[&told.vm];
+            match &told.end {
+                VmEnd::Untouched | VmEnd::AsBefore | VmEnd::Updated => {
+                    assert!(vm.died || (vm.running() && !vm.started_anew), "{} is told {:?}", told.vm, told.end);
+                }
+                VmEnd::Restarted { .. } => assert!(vm.died || vm.started_anew, "{} is told to be restarted", told.vm),
+                VmEnd::Preserved { .. } => assert!(vm.saved && !vm.running(), "{} is told to be kept", told.vm),
+                VmEnd::Lost { .. } | VmEnd::Gone { .. } => assert!(!vm.running(), "{} is told to be lost", told.vm),
+                VmEnd::Paused => panic!("{} is told to be paused at the end", told.vm),
+            }
+        }
+        if report.outcome == Some(Outcome::Done) {
+            assert!(report.change_in_effect || report.vms.iter().all(|vm| vm.mechanism == Mechanism::None));
+        }
     }
 }
 

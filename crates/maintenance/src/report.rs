@@ -1,0 +1,296 @@
+//! What happened, for people and for programs: built from the journal alone, so it says what was done and measured and
+//! nothing else (promise P10). A report of a maintenance that still runs says so.
+
+mod text;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fermata_model::{Mechanism, PauseBudget, VmName};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::ClockOutcome;
+use crate::forecast::Forecast;
+use crate::id::{Digest, MaintenanceId, UpdateId};
+use crate::machine::{ActId, Entry, Key, Op, Outcome, Owner, ReplayError, Stage, Stamped, State, Trouble, VmPhase};
+use crate::time::{Now, Wall, micros};
+use crate::update::Section;
+
+/// The report of one maintenance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[must_use]
+pub struct Report {
+    /// The maintenance.
+    pub maintenance: MaintenanceId,
+    /// The update.
+    pub update: UpdateId,
+    /// Its title.
+    pub title: String,
+    /// Its file.
+    pub digest: Digest,
+    /// How it reached the host.
+    pub mechanism: Mechanism,
+    /// How it ended; `None` while it runs.
+    pub outcome: Option<Outcome>,
+    /// Where it stands, or stood last.
+    pub stage: Stage,
+    /// What went wrong first.
+    pub trouble: Option<Trouble>,
+    /// The change took effect, at least in part, and was taken back by the undo steps.
+    pub undone: bool,
+    /// The change may be in effect, at least in part, on the host.
+    pub change_in_effect: bool,
+    /// What could not be tidied up.
+    pub loose_ends: Vec<String>,
+    /// When it was ordered.
+    pub ordered: Wall,
+    /// The last entry.
+    pub last: Wall,
+    /// How long each stage took, in order.
+    pub stages: Vec<Timed>,
+    /// How long each act on the host took, in order.
+    pub acts: Vec<Timed>,
+    /// Each VM, by name.
+    pub vms: Vec<VmReport>,
+}
+
+/// One VM in a report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmReport {
+    /// The VM.
+    pub vm: VmName,
+    /// How the update reached it.
+    pub mechanism: Mechanism,
+    /// Why it was not touched, where that needs saying.
+    pub note: Option<String>,
+    /// What was expected.
+    pub forecast: Forecast,
+    /// What it allowed.
+    pub budget: PauseBudget,
+    /// Every pause as the host measured it, STOP to RESUME.
+    pub host_blackouts: Vec<Micros>,
+    /// The longest blackout that a program in the guest measured, when one did.
+    #[serde(rename = "guest_blackout_us", with = "micros::option")]
+    pub guest_blackout: Option<Duration>,
+    /// What came of its clock.
+    pub clock: Option<ClockOutcome>,
+    /// How it is now.
+    pub end: VmEnd,
+    /// How long each act on it took, in order.
+    pub acts: Vec<Timed>,
+}
+
+/// A duration in JSON: whole microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Micros(#[serde(with = "micros")] pub Duration);
+
+/// Something that took time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timed {
+    /// What.
+    pub what: String,
+    /// From intent to answer, by the agent's clock. Across a jump: by the wall clock.
+    #[serde(rename = "took_us", with = "micros")]
+    pub took: Duration,
+    /// Whether it worked, for acts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+/// How a VM is at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum VmEnd {
+    /// Was never paused and runs as before.
+    Untouched,
+    /// Was paused and runs as before, on the old VMM.
+    AsBefore,
+    /// Runs on what the update brought.
+    Updated,
+    /// Is paused at this moment.
+    Paused,
+    /// Was started again from its disks; its memory is lost.
+    Restarted {
+        /// Why.
+        reason: String,
+    },
+    /// Does not run; memory and state are kept.
+    Preserved {
+        /// What was tried.
+        reason: String,
+    },
+    /// Does not run; its memory is lost.
+    Lost {
+        /// How.
+        reason: String,
+    },
+    /// Ended by itself.
+    Gone {
+        /// What is known.
+        reason: String,
+    },
+}
+
+impl Report {
+    /// The report that a journal tells.
+    ///
+    /// # Errors
+    /// [`ReplayError`] when the entries are not those of a maintenance.
+    pub fn of(entries: &[Stamped]) -> Result<Self, ReplayError> {
+        let state = State::replay(entries)?;
+        let times = Times::of(entries);
+        let order = &state.order;
+        let change_runs_per_vm = matches!(order.mechanism(), Mechanism::Swap | Mechanism::Kexec | Mechanism::Reboot);
+        let anybody_new = state.vms.values().any(|vm| vm.owner == Owner::New);
+        let vms = order.vms.iter().filter_map(|plan| {
+            let vm = state.vms.get(&plan.vm)?;
+            let paused = !vm.pauses.is_empty();
+            let end = match &vm.phase {
+                VmPhase::Pausing { .. } | VmPhase::Paused { .. } | VmPhase::Carried { .. } => VmEnd::Paused,
+                VmPhase::Untouched | VmPhase::Resumed if vm.owner == Owner::New => VmEnd::Updated,
+                VmPhase::Resumed if plan.mechanism == Mechanism::Hold && state.outcome == Some(Outcome::Done) => {
+                    VmEnd::Updated
+                }
+                VmPhase::Untouched if !paused => VmEnd::Untouched,
+                VmPhase::Untouched | VmPhase::Resumed => VmEnd::AsBefore,
+                VmPhase::Restarted { reason } => VmEnd::Restarted { reason: reason.clone() },
+                VmPhase::Preserved { reason } => VmEnd::Preserved { reason: reason.clone() },
+                VmPhase::Down { reason } | VmPhase::Lost { reason } => VmEnd::Lost { reason: reason.clone() },
+                VmPhase::Gone { reason } => VmEnd::Gone { reason: reason.clone() },
+            };
+            Some(VmReport {
+                vm: plan.vm.clone(),
+                mechanism: plan.mechanism,
+                note: plan.note.clone(),
+                forecast: plan.forecast,
+                budget: plan.budget,
+                host_blackouts: vm.pauses.iter().copied().map(Micros).collect(),
+                guest_blackout: vm.guest_blackout,
+                clock: vm.clock.clone(),
+                end,
+                acts: times.acts.get(&Some(plan.vm.clone())).cloned().unwrap_or_default(),
+            })
+        });
+        Ok(Self {
+            maintenance: order.id.clone(),
+            update: order.update.id.clone(),
+            title: order.update.title.clone(),
+            digest: order.update.digest,
+            mechanism: order.mechanism(),
+            outcome: state.outcome,
+            stage: state.stage,
+            trouble: state.trouble.clone(),
+            undone: state.undone,
+            change_in_effect: if change_runs_per_vm { anybody_new } else { state.change_begun && !state.undone },
+            loose_ends: state.loose_ends.clone(),
+            ordered: entries.first().map(|entry| entry.at.wall).unwrap_or_default(),
+            last: entries.last().map(|entry| entry.at.wall).unwrap_or_default(),
+            stages: times.stages,
+            acts: times.acts.get(&None).cloned().unwrap_or_default(),
+            vms: vms.collect(),
+        })
+    }
+
+    /// What later forecasts are made of: blackouts of VMs that went through as planned. For `hold` what the step itself
+    /// took is subtracted, because a step counts with its own deadline.
+    #[must_use]
+    pub fn measured(&self) -> Vec<(Mechanism, Duration)> {
+        let held = [Section::Change, Section::Undo].map(|section| format!("{section} step"));
+        let steps: Duration =
+            self.acts.iter().filter(|act| held.iter().any(|step| act.what.starts_with(step))).map(|act| act.took).sum();
+        let mut samples = Vec::new();
+        for vm in self.vms.iter().filter(|vm| vm.end == VmEnd::Updated) {
+            for pause in &vm.host_blackouts {
+                match vm.mechanism {
+                    Mechanism::Hold => samples.push((Mechanism::Hold, pause.0.saturating_sub(steps))),
+                    Mechanism::Swap | Mechanism::Kexec => samples.push((vm.mechanism, pause.0)),
+                    Mechanism::None | Mechanism::Reboot => {}
+                }
+            }
+        }
+        samples
+    }
+}
+
+#[derive(Default)]
+struct Times {
+    stages: Vec<Timed>,
+    acts: BTreeMap<Option<VmName>, Vec<Timed>>,
+}
+
+impl Times {
+    fn of(entries: &[Stamped]) -> Self {
+        let mut times = Self::default();
+        let mut begun: BTreeMap<Key, Now> = BTreeMap::new();
+        let mut stage: Option<(Stage, Now)> = entries.first().map(|first| (Stage::Planned, first.at));
+        // Monotonic times of two boots cannot be compared; wall-clock times can.
+        let mut boot_began: Option<Now> = None;
+        let span = |from: Now, to: Now, boot: Option<Now>| match boot {
+            Some(boot) if from.wall < boot.wall => to.wall.since(from.wall),
+            _ => to.mono.since(from.mono),
+        };
+        let mut last_boot = None;
+        for Stamped { at, entry } in entries {
+            match entry {
+                Entry::Planned { boot, .. } => last_boot = Some(boot.clone()),
+                Entry::Restarted { boot } if last_boot.as_ref() != Some(boot) => {
+                    last_boot = Some(boot.clone());
+                    boot_began = Some(*at);
+                    // The jump is over when something runs again.
+                    for key in [(None, Op::Jump), (None, Op::Reboot)] {
+                        if let Some(from) = begun.remove(&key) {
+                            times.push(&key, span(from, *at, boot_began), None);
+                        }
+                    }
+                }
+                Entry::Stage(next) => {
+                    if let Some((stage, from)) = stage.replace((*next, *at)) {
+                        let took = span(from, *at, boot_began);
+                        times.stages.push(Timed { what: name(stage).to_owned(), took, failure: None });
+                    }
+                }
+                Entry::Began(act) => {
+                    begun.insert(act.id.key(), *at);
+                }
+                Entry::Ended { act, result } => {
+                    if let Some(from) = begun.remove(&act.key()) {
+                        let failure = result.as_ref().err().map(|failure| failure.text.clone());
+                        times.push(&act.key(), span(from, *at, boot_began), failure);
+                    }
+                }
+                Entry::Finished { .. } => {
+                    if let Some((stage, from)) = stage.take() {
+                        let took = span(from, *at, boot_began);
+                        times.stages.push(Timed { what: name(stage).to_owned(), took, failure: None });
+                    }
+                }
+                _ => {}
+            }
+        }
+        times
+    }
+
+    fn push(&mut self, key: &Key, took: Duration, failure: Option<String>) {
+        let what = ActId { vm: None, op: key.1, attempt: 1 }.to_string();
+        self.acts.entry(key.0.clone()).or_default().push(Timed { what, took, failure });
+    }
+}
+
+/// A stage for people.
+#[must_use]
+pub const fn name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Planned => "planned",
+        Stage::Announced => "announced",
+        Stage::Preflight => "preflight",
+        Stage::Prepare => "prepare",
+        Stage::Rehearse => "rehearse",
+        Stage::Lead => "lead",
+        Stage::Window => "window",
+        Stage::Verify => "verify",
+        Stage::Undo => "undo",
+        Stage::UndoHeld => "undo while held",
+        Stage::Closing => "closing",
+    }
+}
