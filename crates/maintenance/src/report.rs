@@ -141,8 +141,6 @@ impl Report {
         let state = State::replay(entries)?;
         let times = Times::of(entries);
         let order = &state.order;
-        let change_runs_per_vm = matches!(order.mechanism(), Mechanism::Swap | Mechanism::Kexec | Mechanism::Reboot);
-        let anybody_new = state.vms.values().any(|vm| vm.owner == Owner::New);
         let vms = order.vms.iter().filter_map(|plan| {
             let vm = state.vms.get(&plan.vm)?;
             let paused = !vm.pauses.is_empty();
@@ -182,7 +180,7 @@ impl Report {
             stage: state.stage,
             trouble: state.trouble.clone(),
             undone: state.undone,
-            change_in_effect: if change_runs_per_vm { anybody_new } else { state.change_begun && !state.undone },
+            change_in_effect: state.change_in_effect(),
             loose_ends: state.loose_ends.clone(),
             ordered: entries.first().map(|entry| entry.at.wall).unwrap_or_default(),
             last: entries.last().map(|entry| entry.at.wall).unwrap_or_default(),

@@ -152,7 +152,7 @@ impl State {
         let anybody_new = self.vms.values().any(|vm| vm.owner == Owner::New);
         let due = match self.order.update.change {
             Change::Package { .. } | Change::Service { .. } => self.change_begun,
-            Change::Vmm { .. } | Change::Kernel(_) => self.prepared && !anybody_new,
+            Change::Vmm { .. } | Change::Kernel(_) => self.prepared && !anybody_new && !self.crossed,
         };
         let held = matches!(self.order.update.change, Change::Service { .. })
             && self.vms.iter().any(|(name, vm)| self.plan_mechanism(name) == Mechanism::Hold && vm.runs());
@@ -313,6 +313,32 @@ impl State {
                 }
                 _ => Vec::new(),
             });
+        }
+        if !self.in_pause() {
+            entries.extend(self.after_rescue(now));
+        }
+        entries
+    }
+
+    /// With all VMs running again: nothing left for the dead-man to do, and clocks to be put right. Neither decides
+    /// anything, so neither waits for the journal.
+    fn after_rescue(&self, now: Now) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let mut tidy = |vm: Option<&VmName>, op: Op| {
+            if !self.settled(vm, op) {
+                entries.extend(self.begin(vm, op, now.mono.after(patience(op)), now));
+            }
+        };
+        if self.armed_at.is_some() {
+            tidy(None, Op::DisarmDeadMan);
+        }
+        for (name, vm) in &self.vms {
+            if vm.armed {
+                tidy(Some(name), Op::DisarmDeadMan);
+            }
+            if vm.phase == VmPhase::Resumed && !self.order.plan(name).is_some_and(|plan| plan.paused) {
+                tidy(Some(name), Op::SetClock);
+            }
         }
         entries
     }

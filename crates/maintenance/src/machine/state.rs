@@ -238,6 +238,16 @@ impl State {
         self.vms.values().any(|vm| vm.phase.paused_since().is_some())
     }
 
+    /// Whether the change is in effect now, at least in part.
+    #[must_use]
+    pub fn change_in_effect(&self) -> bool {
+        match self.order.mechanism() {
+            Mechanism::None | Mechanism::Hold => self.change_begun && !self.undone,
+            Mechanism::Swap => self.vms.values().any(|vm| vm.owner == Owner::New),
+            Mechanism::Kexec | Mechanism::Reboot => self.crossed && self.worked_already(None, Op::CheckKernel),
+        }
+    }
+
     /// Until when VMs that are paused together must be on their way back: `budget - reserve` after arming.
     pub(super) fn give_up(&self) -> Option<Mono> {
         let budget = self.order.common_budget();

@@ -174,6 +174,7 @@ impl Run {
                 assert!(vm.clock_set, "P3: clock of {name}");
             }
         }
+        self.check_report();
         let swapped =
             world.vms.values().filter(|vm| !vm.died).all(|vm| vm.mechanism != Mechanism::Swap || vm.new.running);
         match state.outcome {
@@ -217,8 +218,15 @@ impl Run {
                 VmEnd::Paused => panic!("{} is told to be paused at the end", told.vm),
             }
         }
+        if self.world.order.update.change.step().is_some() {
+            let in_effect = matches!(self.world.host, Effect::Half | Effect::Changed);
+            // A change that may have begun counts; one that did is never denied.
+            assert!(report.change_in_effect || !in_effect, "the host is changed and nobody says so");
+        }
         if report.outcome == Some(Outcome::Done) {
-            assert!(report.change_in_effect || report.vms.iter().all(|vm| vm.mechanism == Mechanism::None));
+            assert!(
+                report.change_in_effect || self.world.vms.values().all(|vm| vm.died || vm.mechanism == Mechanism::None)
+            );
         }
     }
 }

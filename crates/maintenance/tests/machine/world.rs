@@ -302,7 +302,7 @@ impl World {
     /// Begins an act: its early effects happen now, the others when it ends.
     pub(crate) fn begin(&mut self, act: Act, state: &State, disk: &Disk, fault: Fault) {
         let in_journal = |stamped: &Stamped| matches!(&stamped.entry, Entry::Began(began) if began.id == act.id);
-        let rescue = matches!(act.id.op, Op::TakeBack | Op::Resume | Op::Restore);
+        let rescue = [Op::TakeBack, Op::Resume, Op::Restore, Op::DisarmDeadMan, Op::SetClock].contains(&act.id.op);
         assert!(
             disk.entries.iter().any(in_journal) || (rescue && state.adrift.is_some()),
             "P6: {} is not in the journal",
