@@ -9,8 +9,8 @@
 //! | role | guest runs | state comes from |
 //! |---|---|---|
 //! | [`Role::Run`] | at once | nowhere: a cold boot |
-//! | [`Role::IncomingCpr`] | when the predecessor has handed over | two unix sockets, `cpr-transfer` |
-//! | [`Role::IncomingDefer`] | when told | a file named later by `migrate-incoming` |
+//! | [`Role::IncomingCpr`] | when told (`cont`) | two unix sockets, `cpr-transfer` |
+//! | [`Role::IncomingDefer`] | when told (`cont`) | a file named later by `migrate-incoming` |
 //!
 //! A *twin* ([`Runtime::twin`]) of any role never runs, has its own memory and never opens the VM's disks: it rehearses a
 //! hand over.
@@ -92,8 +92,8 @@ impl Paths {
 pub enum Role {
     /// A cold boot.
     Run,
-    /// The successor in a swap: listens on [`Paths::incoming`] and [`Paths::incoming_cpr`], has no monitor until the
-    /// predecessor hands over, and runs as soon as it has the state if the predecessor ran.
+    /// The successor in a swap: waits for the predecessor on [`Paths::incoming_cpr`], and has neither devices nor a
+    /// monitor until then; takes the state on [`Paths::incoming`] and stays stopped until `cont`.
     IncomingCpr,
     /// Waits for `migrate-incoming`, then for `cont`.
     IncomingDefer,

@@ -158,7 +158,8 @@ pub(super) fn role(runtime: &Runtime, args: &mut Vec<String>) {
         }
         Role::IncomingDefer => push(args, "-incoming", "defer"),
     }
-    if runtime.twin || runtime.role == Role::IncomingDefer {
+    // Who may run the vCPUs is the journal's word: only a cold boot begins by itself.
+    if runtime.twin || runtime.role != Role::Run {
         args.push("-S".to_owned());
     }
 }

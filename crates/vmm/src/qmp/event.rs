@@ -181,6 +181,17 @@ impl Events {
         }
     }
 
+    /// An event that is here already; `None` when there is none.
+    pub fn waiting(&mut self) -> Option<Event> {
+        loop {
+            match self.receiver.try_recv() {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => {}
+                Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => return None,
+            }
+        }
+    }
+
     /// The next event for which `wanted` has an answer; `None` when the monitor closed before.
     pub async fn find<T>(&mut self, mut wanted: impl FnMut(&Event) -> Option<T>) -> Option<T> {
         loop {
