@@ -37,7 +37,7 @@ async fn a_vmm_says_what_it_is() {
     assert!(info.version >= inspect::OLDEST);
     assert!(info.cpr_transfer && info.cpr_reboot && info.has_vmclock(), "{info:?}");
     assert_eq!(info.newest_machine(), Some(MachineType(info.version)));
-    assert!(inspect::best_cpu(&[info.clone()], false).is_some(), "{:?}", info.cpus);
+    assert!(inspect::best_cpu(std::slice::from_ref(&info), false).is_some(), "{:?}", info.cpus);
 }
 
 #[tokio::test]
