@@ -9,6 +9,7 @@
 //! | [`policy`] | limits, stages, windows, what separates a set |
 //! | [`plan`] | immutable plans and how they are made |
 //! | [`rollout`] | which hosts may start now, and why the others may not |
+//! | [`advice`] | which migrations shorten a rollout; what another recovery time would do |
 //! | [`bench`] | the policies the planner is compared with |
 //! | [`check`] | the independent checker of plans and logs |
 //! | [`generate`] | fleets from a seed |
@@ -17,6 +18,7 @@
 //! Invariant of everything here (promise P4): in one availability set at most one update domain is in work at any time,
 //! and the set's recovery time lies between two of them.
 
+pub mod advice;
 pub mod bench;
 pub mod check;
 pub mod fleet;

@@ -97,7 +97,7 @@ fn drive(plan: &Plan, fleet: &Fleet, percent: u32) -> Vec<Visit> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
     fn every_plan_keeps_every_rule(shape in shapes(), policy in policies()) {
@@ -171,5 +171,64 @@ proptest! {
             let forced: Vec<Visit> = together.iter().cloned().chain([visit]).collect();
             prop_assert!(!check_log(&forced, &fleet, plan.policy(), start()).is_clean(), "{}: {reason}", host.host);
         }
+    }
+}
+
+#[test]
+fn the_checker_finds_what_a_plan_that_breaks_a_rule_breaks() {
+    let shape = Shape { hosts: 60, vms: 400, sets: 30, placement: Placement::Random, recovery_s: 600, seed: 3 };
+    let fleet = fleet(&shape).unwrap();
+    let plan = plan_for(&fleet, Policy::default(), 1);
+    let good: Vec<Visit> = plan
+        .hosts()
+        .iter()
+        .map(|h| Visit { host: h.host.clone(), started: plan.at(h.start_s), healthy: Some(plan.at(h.end_s)) })
+        .collect();
+    assert!(check_log(&good, &fleet, plan.policy(), start()).is_clean());
+    // Starting a host that waits for a set one second earlier breaks a rule, for every such host.
+    let mut broken = 0;
+    for (index, visit) in good.iter().enumerate().filter(|(_, v)| v.started > start()) {
+        let mut bad = good.clone();
+        bad[index].started = visit.started - SignedDuration::from_secs(1);
+        let report = check_log(&bad, &fleet, plan.policy(), start());
+        assert!(!report.is_clean(), "{} could have started earlier than planned", visit.host);
+        broken += 1;
+    }
+    assert!(broken > 20, "{broken}");
+    // A host that is lost keeps its sets closed for good.
+    let mut lost = good;
+    lost[0].healthy = None;
+    assert!(!check_log(&lost, &fleet, plan.policy(), start()).is_clean());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn more_recovery_never_gives_a_shorter_rollout(shape in shapes(), policy in policies()) {
+        let fleet = fleet(&shape).unwrap();
+        let request = PlanRequest { parent: None, policy, starts_at: start(), effort: Effort { steps: 2, seed: 1 } };
+        let answers =
+            fermata_planner::advice::what_if_recovery(&fleet, &request, &[900, 0, 60, 3600], &mut || false).unwrap();
+        prop_assert_eq!(answers.iter().map(|a| a.recovery_s).collect::<Vec<_>>(), vec![0, 60, 900, 3600]);
+        prop_assert!(answers.windows(2).all(|pair| pair[0].makespan_s <= pair[1].makespan_s), "{:?}", answers);
+    }
+
+    #[test]
+    fn move_advice_is_true_and_keeps_every_set_apart(shape in shapes()) {
+        let fleet = fleet(&shape).unwrap();
+        let request =
+            PlanRequest { parent: None, policy: Policy::default(), starts_at: start(), effort: Effort { steps: 2, seed: 1 } };
+        let search = fermata_planner::advice::MoveSearch { moves: 3, plans: 20 };
+        let advice = fermata_planner::advice::moves(&fleet, &request, search).unwrap();
+        let mut seen = advice.before_s;
+        for (index, m) in advice.moves.iter().enumerate() {
+            prop_assert!(m.from != m.to);
+            if index + 1 == advice.moves.len() {
+                prop_assert!(m.makespan_s < seen);
+                seen = m.makespan_s;
+            }
+        }
+        prop_assert_eq!(seen, advice.after_s);
     }
 }

@@ -256,13 +256,7 @@ impl FleetBuilder {
             })
             .collect();
         vms.sort_by(|a, b| (a.host, &a.name).cmp(&(b.host, &b.name)));
-        let mut first_vm = vec![0u32; hosts.len() + 1];
-        for vm in &vms {
-            first_vm[vm.host.index() + 1] += 1;
-        }
-        for i in 1..first_vm.len() {
-            first_vm[i] += first_vm[i - 1];
-        }
+        let first_vm = super::first_vms(&vms, hosts.len());
         Fleet { revision, hosts, sets, vms, first_vm, host_by_name, set_by_name, texts }
     }
 }

@@ -193,6 +193,29 @@ impl Fleet {
         let key = self.texts.find(key)?;
         self.host(host).labels.iter().find(|(k, _)| *k == key).map(|(_, value)| *value)
     }
+
+    /// The same fleet with one VM on another host.
+    pub(crate) fn with_move(&self, vm: &VmName, to: HostId) -> Self {
+        let mut moved = self.clone();
+        if let Some(vm) = moved.vms.iter_mut().find(|v| v.name == *vm) {
+            vm.host = to;
+        }
+        moved.vms.sort_by(|a, b| (a.host, &a.name).cmp(&(b.host, &b.name)));
+        moved.first_vm = first_vms(&moved.vms, moved.hosts.len());
+        moved
+    }
+}
+
+/// Where each host's VMs begin in a list sorted by host.
+fn first_vms(vms: &[Vm], hosts: usize) -> Vec<u32> {
+    let mut first = vec![0u32; hosts + 1];
+    for vm in vms {
+        first[vm.host.index() + 1] += 1;
+    }
+    for i in 1..first.len() {
+        first[i] += first[i - 1];
+    }
+    first
 }
 
 /// Interned texts.

@@ -4,8 +4,9 @@
 //! cannot keep its own; its parent is the plan it replaces. Making a plan the target is a compare-and-swap on the
 //! parent, which is the store's business.
 
+mod critical;
 mod make;
-mod render;
+pub(crate) mod render;
 mod stage;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub use critical::{CriticalStep, Link, critical_path};
 pub use make::{Effort, PlanError, PlanRequest, make};
 
 use crate::fleet::{Fleet, SelfConflict};

@@ -1,6 +1,7 @@
 //! From plan, inventory, facts and now to a verdict on every host.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use fermata_model::HostName;
 use jiff::{SignedDuration, Timestamp};
@@ -74,6 +75,34 @@ impl Decision {
     #[must_use]
     pub fn of(&self, host: &HostName) -> Option<&Verdict> {
         self.hosts.iter().find(|h| h.host == *host).map(|h| &h.verdict)
+    }
+}
+
+/// Every host with its verdict, the reasons in words. Forecasts are in UTC.
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let utc = |at: Timestamp| at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
+        write!(f, "At {}: ", utc(self.now))?;
+        match self.eta {
+            Some(eta) => writeln!(f, "all hosts healthy by {} (forecast)", utc(eta))?,
+            None => writeln!(f, "the end depends on what is named below")?,
+        }
+        let width = self.hosts.iter().map(|h| h.host.as_str().len()).max().unwrap_or(0);
+        for HostVerdict { host, verdict } in &self.hosts {
+            write!(f, "  {:<width$}  ", host.as_str())?;
+            match verdict {
+                Verdict::Start => writeln!(f, "starts now")?,
+                Verdict::InWork => writeln!(f, "is in work")?,
+                Verdict::Whole => writeln!(f, "is done")?,
+                Verdict::Broken => writeln!(f, "is not whole; repair it, then retry or skip it")?,
+                Verdict::Skipped => writeln!(f, "was skipped")?,
+                Verdict::Wait { reason, earliest: Some(at) } => {
+                    writeln!(f, "waits until {} at the earliest: {reason}", utc(*at))?;
+                }
+                Verdict::Wait { reason, earliest: None } => writeln!(f, "waits: {reason}")?,
+            }
+        }
+        Ok(())
     }
 }
 

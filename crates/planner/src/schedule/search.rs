@@ -21,6 +21,9 @@ use crate::policy::Policy;
 /// Jobs with at most this much slack, in seconds, are taken for those that decide.
 const CRITICAL_SLACK_S: Seconds = 30;
 
+/// A schedule this close to the best lower bound is not compared with other strategies.
+const CLOSE: f64 = 1.15;
+
 /// A schedule with its origin.
 pub(crate) struct Found {
     pub(crate) spans: Vec<Span>,
@@ -49,7 +52,8 @@ pub(crate) fn best(
         (end, spans, strategy)
     });
     let (mut end, mut spans, strategy) = match by_label {
-        Some(found) if found.0 <= bounds.best_s() || should_stop() => found,
+        // Colouring knows nothing of classes and has never come this close.
+        Some(found) if f64::from(found.0) <= CLOSE * f64::from(bounds.best_s()) || should_stop() => found,
         by_label => {
             let mut order = order::by_colour(problem, &dsatur::colours(problem, |_| true));
             let mut spans = vec![Span::default(); problem.jobs.len()];
@@ -58,10 +62,14 @@ pub(crate) fn best(
         }
     };
     let reversible = problem.is_reversible();
-    let mut steps = 0;
-    while steps < effort.steps && end > bounds.best_s() && !should_stop() {
+    // Classes improve in jumps, long after the last one; colourings hardly at all.
+    let patience = if strategy == Strategy::Dsatur { effort.steps / 8 } else { effort.steps / 2 };
+    let (mut steps, mut idle) = (0, 0);
+    while steps < effort.steps && idle <= patience && end > bounds.best_s() && !should_stop() {
+        let before = end;
         end = if reversible { search.squeeze(&mut spans, end) } else { search.shake(&mut spans, end) };
         steps += 1;
+        idle = if end < before { 0 } else { idle + 1 };
     }
     search.settle(&mut spans);
     Found { spans, strategy, steps, bounds }
@@ -114,7 +122,7 @@ impl Search<'_> {
         let keys: Vec<i64> = (0..spans.len())
             .map(|job| {
                 let critical = latest(job).saturating_sub(spans[job].start) <= CRITICAL_SLACK_S;
-                let earlier = if critical && random.below(2) == 0 { random.below(jump) } else { 0 };
+                let earlier = if critical && random.below(4) == 0 { random.below(jump) } else { 0 };
                 i64::from(latest(job)) - i64::from(earlier)
             })
             .collect();
