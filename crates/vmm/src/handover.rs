@@ -23,6 +23,9 @@
 //! Invariants: [`take_back`] never lets the old VMM run before the new one is certainly gone; nothing here ever lets the
 //! new one run but [`resume`].
 //!
+//! Two VMMs that do not understand each other's cpr channel (an update taken back: 11.1 to 10.0) may still understand each
+//! other's state: [`hand_over_by_file`] is the way then, at the price of a longer pause. A rehearsal of both tells.
+//!
 //! A rehearsal is the same hand over between two twins ([`crate::command::Runtime::twin`]).
 
 mod error;
@@ -41,7 +44,7 @@ use crate::qmp::{
 };
 
 pub use error::{HandoverError, TakeBackError};
-pub use state_file::{load, prepare_save, save};
+pub use state_file::{hand_over_by_file, load, prepare_save, save};
 
 /// How often something is looked at that nothing announces.
 const LOOK: Duration = Duration::from_micros(500);

@@ -188,6 +188,32 @@ async fn what_twins_rehearse_is_what_happens_also_for_an_older_vmm() {
 }
 
 #[tokio::test]
+async fn an_update_is_taken_back_through_a_file_while_memory_stays_in_place() {
+    let mut vm = Vm::new(machine().await, "");
+    let mut old = vm.start(&old_vmm(), Role::Run, false);
+    vm.ticks(3).await;
+    let file = vm.folder.path().join("state");
+    for (binary, back) in [(new_vmm(), true), (new_vmm(), false), (old_vmm(), true), (old_vmm(), false)] {
+        let monitor = old.qmp().await;
+        handover::prepare_save(&monitor).await.unwrap();
+        let new = vm.start(&binary, Role::IncomingDefer, false);
+        let successor = new.qmp().await;
+        let handed = handover::hand_over_by_file(&monitor, &new.process, &successor, &file, LIMIT).await;
+        let handed = handed.unwrap_or_else(|error| panic!("{error}; {}", vm.logs()));
+        if back {
+            handover::take_back(&monitor, Some(&new.process), LIMIT).await.unwrap().unwrap();
+        } else {
+            let resumed = handover::resume(&successor, LIMIT).await.unwrap().unwrap();
+            eprintln!("by file: STOP to RESUME {:?}", resumed.since(handed.stopped.unwrap()));
+            handover::retire(Some(&monitor), &old.process, LIMIT).await.unwrap();
+            old = new;
+        }
+        vm.ticks(3).await;
+    }
+    vm.assert_unbroken();
+}
+
+#[tokio::test]
 async fn a_saved_vm_goes_on_in_another_vmm_or_in_the_same() {
     let mut vm = Vm::new(machine().await, "");
     let old = vm.start(&old_vmm(), Role::Run, false);
