@@ -10,6 +10,7 @@
 //! | [`machine`] | the state machine: (state, input, now) -> (entries, state, acts) |
 //! | [`journal`] | the entries on disk |
 //! | [`clock`] | guests' clocks after a pause |
+//! | [`runner`] | steps under a hard deadline |
 //! | [`report`] | what happened, from the journal alone |
 //!
 //! # How a shell drives it
@@ -36,5 +37,6 @@ pub mod machine;
 pub mod mechanism;
 pub mod order;
 pub mod report;
+pub mod runner;
 pub mod time;
 pub mod update;
