@@ -11,6 +11,8 @@
 //! | [`journal`] | the entries on disk |
 //! | [`clock`] | guests' clocks after a pause |
 //! | [`runner`] | steps under a hard deadline |
+//! | [`authority`] | one lock: who may act on VMs |
+//! | [`dead_man`] | frees paused VMs when the agent does not |
 //! | [`report`] | what happened, from the journal alone |
 //!
 //! # How a shell drives it
@@ -29,7 +31,9 @@
 //! and runs only by `Resume`; `TakeBack` cancels what is under way on its VM and is certain of the new VMM's death
 //! before the old one runs. `tests/machine/shell.rs` is a whole shell, on virtual VMs.
 
+pub mod authority;
 pub mod clock;
+pub mod dead_man;
 pub mod forecast;
 pub mod id;
 pub mod journal;
