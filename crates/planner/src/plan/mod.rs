@@ -147,6 +147,8 @@ pub struct LowerBounds {
     pub clique_s: u32,
     /// Soak times and the longest host of each stage.
     pub stages_s: u32,
+    /// Whether there are windows: the bounds count as if there were none.
+    pub without_windows: bool,
 }
 
 impl LowerBounds {

@@ -41,7 +41,8 @@ impl fmt::Display for Plan {
         writeln!(f, "  starts       {}", self.starts_at().strftime("%Y-%m-%d %H:%M UTC"))?;
         let ends = self.eta().strftime("%Y-%m-%d %H:%M UTC");
         writeln!(f, "  ends         {ends}, after {} (forecast)", duration(makespan))?;
-        write!(f, "  lower bound  {} ({})", duration(bounds.best_s()), bounds.best_kind())?;
+        let windows = if bounds.without_windows { "; windows not counted" } else { "" };
+        write!(f, "  lower bound  {} ({}{windows})", duration(bounds.best_s()), bounds.best_kind())?;
         if makespan <= bounds.best_s() {
             writeln!(f, "; no plan is shorter")?;
         } else {

@@ -1,6 +1,9 @@
 //! Dividing hosts over the stages of a rollout.
 
+use std::collections::HashMap;
+
 use crate::fleet::Fleet;
+use crate::id::HostId;
 use crate::plan::{PlanError, PlannedStage};
 use crate::policy::{Policy, StageSize};
 use crate::schedule::problem::Problem;
@@ -10,12 +13,13 @@ use crate::schedule::problem::Problem;
 pub(super) fn assign(fleet: &Fleet, policy: &Policy, problem: &mut Problem) -> Result<Vec<PlannedStage>, PlanError> {
     let total = problem.jobs.len();
     let mut stage_of: Vec<Option<u32>> = vec![None; total];
+    let job_of: HashMap<HostId, usize> = problem.jobs.iter().enumerate().map(|(job, j)| (j.host, job)).collect();
     for (number, stage) in (0u32..).zip(&policy.stages) {
         let StageSize::Named(names) = &stage.size else { continue };
         for name in names {
             let id = fleet.host_id(name).ok_or_else(|| PlanError::UnknownHost(name.clone()))?;
             // A named host that is excluded is reported among the excluded ones.
-            if let Some(job) = problem.jobs.iter().position(|j| j.host == id) {
+            if let Some(&job) = job_of.get(&id) {
                 stage_of[job] = stage_of[job].or(Some(number));
             }
         }

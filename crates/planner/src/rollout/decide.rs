@@ -7,7 +7,7 @@ use fermata_model::HostName;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::facts::{Facts, Gate, HostFact};
+use super::facts::{Facts, Gate, HostFact, SetFact};
 use super::reason::{Holder, WaitReason};
 use crate::fleet::Fleet;
 use crate::plan::{Exclusion, Plan};
@@ -128,6 +128,8 @@ struct Round<'a> {
     job_of: Vec<Option<u32>>,
     /// Position in the plan by job.
     position_of: Vec<u32>,
+    /// What others hold: set and fact. As occupants they are numbered after the jobs.
+    outside: Vec<(u32, &'a SetFact)>,
 }
 
 impl<'a> Round<'a> {
@@ -155,11 +157,14 @@ impl<'a> Round<'a> {
         }
         let now = now.as_second() - origin.as_second();
         let now = Seconds::try_from(now).unwrap_or(0).min(NEVER - 1);
-        Self { plan, fleet, facts, origin, now, problem, job_of, position_of }
+        let dense: HashMap<_, _> = problem.sets.iter().zip(0u32..).map(|(set, number)| (set.id, number)).collect();
+        let outside = facts.sets.iter().flat_map(|(name, facts)| facts.iter().map(move |fact| (name, fact)));
+        let outside = outside.filter_map(|(name, fact)| Some((*dense.get(&fleet.set_id(name)?)?, fact))).collect();
+        Self { plan, fleet, facts, origin, now, problem, job_of, position_of, outside }
     }
 
     fn run(self) -> Decision {
-        let mut timeline = Timeline::new(&self.problem, self.outside().map(|(set, _, _)| set));
+        let mut timeline = Timeline::new(&self.problem, self.outside.iter().map(|(set, _)| *set));
         self.put_facts(&mut timeline);
         let begin = self.seconds_up(self.plan.starts_at());
         let mut verdicts: Vec<Option<Verdict>> = vec![None; self.plan.hosts().len()];
@@ -243,7 +248,7 @@ impl<'a> Round<'a> {
             };
             timeline.occupy(job as usize, span);
         }
-        for (set, by, fact) in self.outside() {
+        for (by, &(set, fact)) in (self.problem.jobs.len() as u32..).zip(&self.outside) {
             // Where something else than update domains separates a set, a held domain may be anywhere in it.
             let by_domain = self.problem.is_by_domain(self.fleet, self.plan.policy(), set);
             let group = fact.domain.filter(|_| by_domain).map_or(WHOLE_SET, |d| u32::from(d.index()));
@@ -252,15 +257,10 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// What others hold, numbered after the jobs.
-    fn outside(&self) -> impl Iterator<Item = (u32, u32, &'a super::facts::SetFact)> {
-        let dense: HashMap<_, _> = self.problem.sets.iter().zip(0u32..).map(|(s, number)| (s.id, number)).collect();
-        let facts = self.facts.sets.iter().flat_map(|(name, facts)| facts.iter().map(move |fact| (name, fact)));
-        let fleet = self.fleet;
-        (self.problem.jobs.len() as u32..).zip(facts).filter_map(move |(by, (name, fact))| {
-            let set = dense.get(&fleet.set_id(name)?)?;
-            Some((*set, by, fact))
-        })
+    /// What somebody outside the rollout holds, by occupant.
+    fn outside(&self, by: u32) -> Option<&'a SetFact> {
+        let number = (by as usize).checked_sub(self.problem.jobs.len())?;
+        self.outside.get(number).map(|(_, fact)| *fact)
     }
 
     /// Why a host is out of the running, whatever the timeline says.
@@ -348,8 +348,7 @@ impl<'a> Round<'a> {
 
     fn holder(&self, by: u32) -> Holder {
         let Some(&position) = self.position_of.get(by as usize) else {
-            let holder = self.outside().find(|(_, number, _)| *number == by);
-            return Holder::Outside(holder.map_or_else(String::new, |(_, _, fact)| fact.holder.clone()));
+            return Holder::Outside(self.outside(by).map_or_else(String::new, |fact| fact.holder.clone()));
         };
         let host = self.plan.hosts()[position as usize].host.clone();
         match self.facts.hosts.get(&host) {
@@ -364,7 +363,7 @@ impl<'a> Round<'a> {
         if (by as usize) < self.problem.jobs.len() {
             return self.problem.part_name(self.fleet, self.plan.policy(), by as usize, set);
         }
-        match self.outside().find(|(_, number, _)| *number == by).and_then(|(_, _, fact)| fact.domain) {
+        match self.outside(by).and_then(|fact| fact.domain) {
             Some(domain) => format!("update domain {domain}"),
             None => "all of it".to_owned(),
         }

@@ -18,6 +18,7 @@ pub(crate) fn all(problem: &Problem, soaks: &[u32]) -> LowerBounds {
         capacity_s: capacity(problem),
         clique_s: clique(problem),
         stages_s: stages(problem, soaks),
+        without_windows: !problem.is_always_open(),
     }
 }
 

@@ -111,7 +111,12 @@ impl Problem {
 
     /// Whether time looks the same in both directions: no windows, one stage.
     pub(crate) fn is_reversible(&self) -> bool {
-        self.calendars.iter().all(|c| *c == Calendar::ALWAYS) && self.jobs.windows(2).all(|j| j[0].stage == j[1].stage)
+        self.is_always_open() && self.jobs.windows(2).all(|j| j[0].stage == j[1].stage)
+    }
+
+    /// Whether no job has a window.
+    pub(crate) fn is_always_open(&self) -> bool {
+        self.calendars.iter().all(|c| *c == Calendar::ALWAYS)
     }
 
     /// The same, for a rollout on its way: times count from `origin`, the windows' deadline from `begun`.

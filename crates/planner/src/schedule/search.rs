@@ -63,7 +63,7 @@ pub(crate) fn best(
     };
     let reversible = problem.is_reversible();
     // Classes improve in jumps, long after the last one; colourings hardly at all.
-    let patience = if strategy == Strategy::Dsatur { effort.steps / 8 } else { effort.steps / 2 };
+    let patience = if strategy == Strategy::Dsatur { effort.steps / 16 } else { effort.steps / 2 };
     let (mut steps, mut idle) = (0, 0);
     while steps < effort.steps && idle <= patience && end > bounds.best_s() && !should_stop() {
         let before = end;
