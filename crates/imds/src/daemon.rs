@@ -36,8 +36,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((crate::wire::ADDRESS, 80)),
-            state: PathBuf::from("/var/lib/fermata/imds/state.db"),
-            control: PathBuf::from("/run/fermata/imds.sock"),
+            state: PathBuf::from("/var/lib/fermata-imds/state.db"),
+            control: PathBuf::from("/run/fermata-imds/control.sock"),
             settings: Settings::default(),
         }
     }

@@ -458,6 +458,44 @@ async fn rule_45_a_long_poll_ends_with_news_and_before_a_pause() {
     assert_eq!(poll.await.unwrap().status, 304);
 }
 
+#[tokio::test]
+async fn rule_44_half_done_requests_do_not_hold_up_a_pause_and_go_on_after_it() {
+    let host = Host::new(settings()).await;
+    let guest = host.guest("alone").await;
+    let tag = guest.events().await.header("ETag").unwrap().to_owned();
+    let head = |first: &str, lines: &str| {
+        format!("{first} HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata: true\r\n{lines}\r\n")
+    };
+    let body = r#"{"StartRequests":[]}"#;
+    let get = head(&format!("GET {EVENTS}"), "");
+    let post = head(&format!("POST {EVENTS}"), &format!("Content-Length: {}\r\n", body.len()));
+    let (mut getting, mut posting, mut polling) = (guest.connect().await, guest.connect().await, guest.connect().await);
+    getting.send(&get[..30]).await;
+    posting.send(post + &body[..7]).await;
+    host.ok(Input::Announce(announce("j", &["other"], 0))).await;
+    polling.send(head(&format!("GET {EVENTS}&wait=60"), &format!("If-None-Match: {tag}\r\n"))).await;
+    until_waiting(&host, 1).await;
+    host.ok(Input::Announce(announce("k", &["web0"], 0))).await;
+    host.ok(Input::Start { job: job("j") }).await;
+    host.pass(Duration::from_secs(5)).await;
+    // The pause of another VM wakes nobody here; the pause of this one does.
+    let begun = std::time::Instant::now();
+    host.ok(Input::Pausing { job: job("j"), vms: vec![] }).await;
+    host.ok(Input::Announce(announce("mine", &["alone"], 0))).await;
+    assert_eq!(polling.answer().await.status, 200, "news for this VM");
+    host.ok(Input::Start { job: job("mine") }).await;
+    host.pass(Duration::from_secs(5)).await;
+    host.ok(Input::Pausing { job: job("mine"), vms: vec![] }).await;
+    host.service.waiters_gone(&[vm("alone")], Duration::from_secs(5)).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    host.ok(Input::Resumed { job: job("mine"), vm: vm("alone"), paused_ms: 3_000 }).await;
+    getting.send(&get[30..]).await;
+    posting.send(&body[7..]).await;
+    assert_eq!((getting.answer().await.status, posting.answer().await.status), (200, 200));
+    drop((getting, posting));
+    assert_eq!(guest.statuses().await, ["Started"]);
+}
+
 struct SocketGuest(Guest);
 
 /// Waits until `count` long polls have begun in all, by the service's own counter.
