@@ -10,6 +10,7 @@
 //! | [`tap`] | tap devices with one queue per VMM, vhost-net |
 //! | [`process`] | processes by pidfd: wait, kill for certain, take a descriptor out of one |
 //! | [`launch`] | start a program inside a unit with descriptors that the agent owns |
+//! | [`relay`] | passes descriptors between two VMMs, and stops time just before the hand over |
 //! | [`locks`] | who holds an open-file-description lock on a file |
 //! | [`kvm`] | whether KVM works here, and the TSC frequency it gives guests |
 //! | [`tsc`] | the time stamp counter |
@@ -22,6 +23,7 @@ pub mod launch;
 pub mod locks;
 pub mod memory;
 pub mod process;
+pub mod relay;
 pub mod tap;
 pub mod tsc;
 

@@ -242,6 +242,14 @@ impl Queue {
         matches!(rustix::event::poll(&mut watched, Some(&now)), Ok(1..))
     }
 
+    /// A second descriptor of the same queue.
+    ///
+    /// # Errors
+    /// The kernel's reason (no descriptor left).
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, name: self.name.clone() })
+    }
+
     fn set_persistent(&self, persistent: bool) -> Result<(), TapError> {
         // SAFETY: TUNSETPERSIST takes a truth value by value.
         let call = unsafe { IntegerSetter::<TUNSETPERSIST>::new_usize(usize::from(persistent)) };

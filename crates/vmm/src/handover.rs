@@ -114,14 +114,26 @@ fn listens(path: &Path) -> bool {
 /// # Errors
 /// [`HandoverError`]; then the VM's state is the old VMM's still: [`take_back`].
 pub async fn hand_over(old: &Qmp, new: &Process, paths: &Paths, limit: Duration) -> Result<HandedOver, HandoverError> {
+    hand_over_through(old, new, paths, &paths.incoming_cpr(), limit).await
+}
+
+/// As [`hand_over`], with the old VMM's descriptors sent to `cpr`, from where somebody passes them on to the new one: a
+/// [`fermata_vault::relay::Relay`] sees by this when the VM is about to stop.
+///
+/// # Errors
+/// As [`hand_over`].
+pub async fn hand_over_through(
+    old: &Qmp,
+    new: &Process,
+    paths: &Paths,
+    cpr: &Path,
+    limit: Duration,
+) -> Result<HandedOver, HandoverError> {
     let began = Instant::now();
     let until = began + limit;
     let left = || until.saturating_duration_since(Instant::now());
     let mut events = old.events();
-    let channels = vec![
-        Channel::unix(ChannelType::Main, &paths.incoming()),
-        Channel::unix(ChannelType::Cpr, &paths.incoming_cpr()),
-    ];
+    let channels = vec![Channel::unix(ChannelType::Main, &paths.incoming()), Channel::unix(ChannelType::Cpr, cpr)];
     old.execute_within(&Migrate { channels }, left()).await.map_err(HandoverError::Old)?;
     let monitor = paths.qmp();
     let arrival = async {

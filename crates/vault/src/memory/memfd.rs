@@ -110,6 +110,14 @@ impl Provider for Memfd {
 }
 
 impl Region {
+    /// The same memory, held once more.
+    ///
+    /// # Errors
+    /// The kernel's reason (no descriptor left).
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self { fd: self.duplicate()?, size: self.size })
+    }
+
     /// A second descriptor of the same memory, close-on-exec.
     ///
     /// # Errors
