@@ -204,6 +204,12 @@ impl Config {
         self.run_dir.join("agent.sock")
     }
 
+    /// The lock that says who may act on this host's VMs.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        self.run_dir.join("authority")
+    }
+
     /// The agent's data base.
     #[must_use]
     pub fn database(&self) -> PathBuf {

@@ -65,6 +65,8 @@ pub struct VmRecord {
     pub wanted: Wanted,
     /// What was set up for it, while it runs.
     pub runtime: Option<Runtime>,
+    /// What was set up for the VMM that stands beside it during a swap: the one to come, later the one that was.
+    pub beside: Option<Runtime>,
     /// Why it last ended without being asked to.
     pub last_failure: Option<String>,
 }
@@ -132,6 +134,7 @@ impl Inventory {
                      definition TEXT NOT NULL,
                      wanted TEXT NOT NULL,
                      runtime TEXT,
+                     beside TEXT,
                      last_failure TEXT,
                      generation INTEGER NOT NULL DEFAULT 0
                  ) STRICT;
@@ -154,7 +157,7 @@ impl Inventory {
     pub fn list(&self) -> Result<Vec<VmRecord>, InventoryError> {
         let rows = self.with(|db| {
             let mut statement =
-                db.prepare("SELECT name, definition, wanted, runtime, last_failure FROM vm ORDER BY name")?;
+                db.prepare("SELECT name, definition, wanted, runtime, beside, last_failure FROM vm ORDER BY name")?;
             statement.query_map([], Row::read)?.collect::<rusqlite::Result<Vec<_>>>()
         })?;
         rows.into_iter().map(|row| self.decode(row)).collect()
@@ -167,7 +170,7 @@ impl Inventory {
     pub fn get(&self, name: &VmName) -> Result<Option<VmRecord>, InventoryError> {
         let row = self.with(|db| {
             db.query_row(
-                "SELECT name, definition, wanted, runtime, last_failure FROM vm WHERE name = ?1",
+                "SELECT name, definition, wanted, runtime, beside, last_failure FROM vm WHERE name = ?1",
                 [name.as_str()],
                 Row::read,
             )
@@ -238,6 +241,26 @@ impl Inventory {
         Ok(())
     }
 
+    /// Records what is being set up for the VMM beside, or that there is none.
+    ///
+    /// # Errors
+    /// [`InventoryError`].
+    pub fn set_beside(&self, name: &VmName, runtime: Option<&Runtime>) -> Result<(), InventoryError> {
+        let json = runtime.map(encode);
+        self.with(|db| db.execute("UPDATE vm SET beside = ?2 WHERE name = ?1", params![name.as_str(), json]))?;
+        Ok(())
+    }
+
+    /// Records that the VMM beside runs the VM now, and the one that ran it stands beside.
+    ///
+    /// # Errors
+    /// [`InventoryError`].
+    pub fn change_over(&self, name: &VmName) -> Result<(), InventoryError> {
+        let swap = "UPDATE vm SET runtime = beside, beside = runtime WHERE name = ?1 AND beside IS NOT NULL";
+        self.with(|db| db.execute(swap, [name.as_str()]))?;
+        Ok(())
+    }
+
     /// Records why a VM ended without being asked to, or that all is well again.
     ///
     /// # Errors
@@ -252,7 +275,8 @@ impl Inventory {
         let wanted = if row.wanted == "running" { Wanted::Running } else { Wanted::Stopped };
         let definition = serde_json::from_str(&row.definition).map_err(unreadable)?;
         let runtime = row.runtime.as_deref().map(serde_json::from_str).transpose().map_err(unreadable)?;
-        Ok(VmRecord { definition, wanted, runtime, last_failure: row.last_failure })
+        let beside = row.beside.as_deref().map(serde_json::from_str).transpose().map_err(unreadable)?;
+        Ok(VmRecord { definition, wanted, runtime, beside, last_failure: row.last_failure })
     }
 }
 
@@ -261,6 +285,7 @@ struct Row {
     definition: String,
     wanted: String,
     runtime: Option<String>,
+    beside: Option<String>,
     last_failure: Option<String>,
 }
 
@@ -271,7 +296,8 @@ impl Row {
             definition: row.get(1)?,
             wanted: row.get(2)?,
             runtime: row.get(3)?,
-            last_failure: row.get(4)?,
+            beside: row.get(4)?,
+            last_failure: row.get(5)?,
         })
     }
 }

@@ -5,6 +5,7 @@
 //! | [`config`] | what the operator decides about a host |
 //! | [`inventory`] | durable memory: VMs, and what was set up for each |
 //! | [`vms`] | every operation on VMs |
+//! | [`maintain`] | updates under running VMs |
 //! | [`units`] | systemd's transient units |
 //! | [`links`] | bridges and taps |
 //! | [`users`] | the user that VMMs run as |
@@ -17,6 +18,7 @@ pub mod config;
 pub mod host;
 pub mod inventory;
 pub mod links;
+pub mod maintain;
 pub mod units;
 pub mod users;
 pub mod vms;
@@ -25,15 +27,21 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use fermata_maintenance::authority::{Authority, AuthorityError};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use config::{Config, ConfigError};
 use inventory::{Inventory, InventoryError};
 use links::{LinkError, Links};
+use maintain::{Maintain, MaintainError};
 use units::{UnitError, Units};
 use vms::{VmError, Vms};
+
+/// How long an agent waits for one that is on its way out, or for a dead-man that is freeing VMs.
+const AUTHORITY_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why the agent could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +61,9 @@ pub enum AgentError {
     /// Taking up VMs.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// Maintenance that was under way.
+    #[error(transparent)]
+    Maintain(#[from] MaintainError),
     /// A file or socket of the agent's own.
     #[error("{path}: {source}")]
     Io {
@@ -61,6 +72,9 @@ pub enum AgentError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Somebody else is in charge.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
     /// Another agent is at work.
     #[error("{path}: another agent answers there; stop it first (`systemctl stop fermata-agent`)")]
     AlreadyRunning {
@@ -82,6 +96,7 @@ pub async fn run(config_path: &Path) -> Result<(), AgentError> {
     if tokio::net::UnixStream::connect(&socket).await.is_ok() {
         return Err(AgentError::AlreadyRunning { path: socket });
     }
+    let _authority = Authority::take(&config.authority(), AUTHORITY_LIMIT).await?;
     let inventory = Inventory::open(&config.database())?;
     let links = Links::open()?;
     for bridge in &config.bridges {
@@ -103,6 +118,8 @@ pub async fn run(config_path: &Path) -> Result<(), AgentError> {
         ask.vmms().await;
     });
     vms.recover().await?;
+    let maintain = Maintain::open(Arc::clone(&vms))?;
+    maintain.recover().await?;
     vms.mark_boot()?;
     // Under systemd this says that the agent is ready; elsewhere nobody listens.
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
@@ -116,7 +133,7 @@ pub async fn run(config_path: &Path) -> Result<(), AgentError> {
             _ = interrupt.recv() => {}
         }
     };
-    axum::serve(listener, api::router(vms)).with_graceful_shutdown(told_to_end).await.map_err(io(&socket))
+    axum::serve(listener, api::router(vms, maintain)).with_graceful_shutdown(told_to_end).await.map_err(io(&socket))
 }
 
 /// An error with everything that caused it, on one line, each cause once.

@@ -1,7 +1,9 @@
 //! Network links of the host: bridges the agent makes, taps of VMs attached to them.
 //!
 //! A tap is persistent, so it outlives both the agent and a VMM; it is removed when its VM stops. Tap names carry the
-//! beginning of the VM's uuid, so that every tap found can be traced to its VM: `vm6f2b9b0a-0`.
+//! beginning of the VM's uuid, so that every tap found can be traced to its VM: `vm6f2b9b0a-0a`.
+
+mod handover;
 
 use std::fs;
 use std::net::IpAddr;
@@ -87,13 +89,20 @@ impl Links {
     /// [`LinkError`] when the bridge is gone or the kernel refuses.
     pub async fn attach(&self, tap: &str, bridge: &BridgeName) -> Result<(), LinkError> {
         check_bridge(bridge)?;
-        let controller = index_of(bridge.as_str()).ok_or_else(|| LinkError::NoBridge(bridge.clone()))?;
-        let failed = |source| LinkError::Kernel { act: "attach", link: tap.to_owned(), source: Box::new(source) };
-        let index = index_of(tap).ok_or_else(|| {
-            LinkError::Socket(std::io::Error::new(std::io::ErrorKind::NotFound, format!("tap `{tap}` vanished")))
-        })?;
-        let message = LinkUnspec::new_with_index(index).controller(controller).up().build();
-        self.handle.link().set(message).execute().await.map_err(failed)
+        let controller = self.index(bridge.as_str())?;
+        let message = LinkUnspec::new_with_index(self.index(tap)?).controller(controller).up().build();
+        self.handle.link().set(message).execute().await.map_err(Self::failed("attach", tap))
+    }
+
+    fn index(&self, link: &str) -> Result<u32, LinkError> {
+        index_of(link).ok_or_else(|| {
+            LinkError::Socket(std::io::Error::new(std::io::ErrorKind::NotFound, format!("link `{link}` vanished")))
+        })
+    }
+
+    fn failed(act: &'static str, link: &str) -> impl FnOnce(rtnetlink::Error) -> LinkError {
+        let link = link.to_owned();
+        move |source| LinkError::Kernel { act, link, source: Box::new(source) }
     }
 
     /// Removes a link if it is there.
@@ -102,16 +111,19 @@ impl Links {
     /// [`LinkError::Kernel`].
     pub async fn remove(&self, link: &str) -> Result<(), LinkError> {
         let Some(index) = index_of(link) else { return Ok(()) };
-        let failed = |source| LinkError::Kernel { act: "remove", link: link.to_owned(), source: Box::new(source) };
-        self.handle.link().del(index).execute().await.map_err(failed)
+        self.handle.link().del(index).execute().await.map_err(Self::failed("remove", link))
     }
 }
 
-/// The name of a VM's tap: at most 15 characters, unique as long as the first 32 bits of the uuid are.
+/// The name of a VM's tap: at most 15 characters, unique as long as the first 32 bits of the uuid are. The letter tells
+/// the taps of a VMM from those of the VMM that takes over from it.
 #[must_use]
-pub fn tap_name(vm: Uuid, nic: usize) -> TapName {
+pub fn tap_name(vm: Uuid, nic: usize, generation: u64) -> TapName {
     let (head, ..) = vm.as_fields();
-    format!("vm{head:08x}-{nic}").parse().expect("`vm`, 8 digits, `-` and a number below 100 are a device name")
+    let side = if generation % 2 == 1 { 'a' } else { 'b' };
+    format!("vm{head:08x}-{nic}{side}")
+        .parse()
+        .expect("`vm`, 8 digits, `-`, a number below 100 and a letter are a device name")
 }
 
 /// Checks that a bridge is there and is one.
@@ -141,8 +153,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tap_names_fit_the_kernels_limit(id: u128, nic in 0usize..16) {
-            prop_assert!(tap_name(Uuid::from_u128(id), nic).as_str().len() <= 15);
+        fn tap_names_fit_the_kernels_limit(id: u128, nic in 0usize..16, generation: u64) {
+            prop_assert!(tap_name(Uuid::from_u128(id), nic, generation).as_str().len() <= 15);
         }
     }
 

@@ -86,6 +86,32 @@ pub struct VmUnit {
     pub log: PathBuf,
 }
 
+/// What the unit of an update's step is made of.
+#[derive(Debug, Clone)]
+pub struct StepUnit {
+    /// Unit name.
+    pub name: String,
+    /// One line for people.
+    pub description: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Where its output goes.
+    pub log: PathBuf,
+    /// After this, everything in the unit is killed.
+    pub limit: Duration,
+}
+
+/// What the unit of a helper of the agent's own is made of.
+#[derive(Debug, Clone)]
+pub struct HelperUnit {
+    /// Unit name.
+    pub name: String,
+    /// One line for people.
+    pub description: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+}
+
 /// The connection to systemd.
 #[derive(Debug, Clone)]
 pub struct Units {
@@ -146,6 +172,53 @@ impl Units {
         self.run_job("start", &unit.name, self.manager.start_transient_unit(&unit.name, "fail", &properties, &[])).await
     }
 
+    /// Runs a step in a unit of its own and waits for its end. At the limit everything in the unit is killed at once:
+    /// what hangs, what forked, and what ignores signals.
+    ///
+    /// # Errors
+    /// [`UnitError::Job`] with `failed` or `timeout`.
+    pub async fn run_step(&self, unit: &StepUnit) -> Result<(), UnitError> {
+        let program = unit.command.first().map_or("", String::as_str);
+        let exec: &[ExecStart<'_>] = &[(program, &unit.command, false)];
+        let log = unit.log.display().to_string();
+        let micros = u64::try_from(unit.limit.as_micros()).unwrap_or(u64::MAX);
+        let properties: Vec<(&str, Value<'_>)> = vec![
+            ("Description", unit.description.as_str().into()),
+            ("Type", "oneshot".into()),
+            ("ExecStart", Value::from(exec.to_vec())),
+            ("StandardOutputFileToAppend", log.as_str().into()),
+            ("StandardErrorFileToAppend", log.as_str().into()),
+            ("TimeoutStartUSec", Value::from(micros)),
+            ("TimeoutStopUSec", Value::from(1_000_000u64)),
+            ("KillSignal", Value::from(9i32)),
+            ("KillMode", "control-group".into()),
+            ("CollectMode", "inactive-or-failed".into()),
+        ];
+        let job = self.manager.start_transient_unit(&unit.name, "fail", &properties, &[]);
+        let ended = self.run_job_within("run", &unit.name, job, unit.limit + JOB_LIMIT).await;
+        // What a step leaves running behind itself is part of the step.
+        self.kill(&unit.name).await?;
+        ended
+    }
+
+    /// Starts a helper in a unit of its own and waits until its program runs.
+    ///
+    /// # Errors
+    /// [`UnitError`].
+    pub async fn start_helper(&self, unit: &HelperUnit) -> Result<(), UnitError> {
+        let program = unit.command.first().map_or("", String::as_str);
+        let exec: &[ExecStart<'_>] = &[(program, &unit.command, false)];
+        let properties: Vec<(&str, Value<'_>)> = vec![
+            ("Description", unit.description.as_str().into()),
+            ("Type", "exec".into()),
+            ("ExecStart", Value::from(exec.to_vec())),
+            ("OOMScoreAdjust", Value::from(-900i32)),
+            ("KillSignal", Value::from(9i32)),
+            ("CollectMode", "inactive-or-failed".into()),
+        ];
+        self.run_job("start", &unit.name, self.manager.start_transient_unit(&unit.name, "fail", &properties, &[])).await
+    }
+
     /// Stops a unit and waits until nothing of it is left. A unit that is gone already is no error.
     ///
     /// # Errors
@@ -196,6 +269,16 @@ impl Units {
         unit: &str,
         job: impl Future<Output = zbus::Result<OwnedObjectPath>>,
     ) -> Result<(), UnitError> {
+        self.run_job_within(act, unit, job, JOB_LIMIT).await
+    }
+
+    async fn run_job_within(
+        &self,
+        act: &'static str,
+        unit: &str,
+        job: impl Future<Output = zbus::Result<OwnedObjectPath>>,
+        limit: Duration,
+    ) -> Result<(), UnitError> {
         let failed = |source| UnitError::Bus { act, unit: unit.to_owned(), source: Box::new(source) };
         // Listening before asking: the job may end before its path is known.
         let mut removed = self.manager.receive_job_removed().await.map_err(failed)?;
@@ -212,7 +295,7 @@ impl Units {
             }
             Err(UnitError::Slow { act, unit: unit.to_owned() })
         };
-        timeout(JOB_LIMIT, wait).await.unwrap_or_else(|_| Err(UnitError::Slow { act, unit: unit.to_owned() }))
+        timeout(limit, wait).await.unwrap_or_else(|_| Err(UnitError::Slow { act, unit: unit.to_owned() }))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod console;
 mod host;
+mod maintenance;
 mod output;
 mod vm;
 
@@ -42,6 +43,15 @@ enum Command {
     /// This host.
     #[command(subcommand)]
     Host(host::Command),
+    /// Updates of this host.
+    #[command(subcommand)]
+    Update(maintenance::UpdateCommand),
+    /// What was, or is being, done to this host.
+    #[command(subcommand)]
+    Maintenance(maintenance::Command),
+    /// Let VMs go on if nobody ends their pause in time (started by the agent, not by people).
+    #[command(hide = true)]
+    DeadMan(maintenance::DeadMan),
     /// Become a VMM with the descriptors that the agent hands over (started by systemd, not by people).
     #[command(hide = true)]
     VmmExec {
@@ -82,6 +92,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
             Command::Vm(command) => vm::run(command, &client, json).await,
             Command::Host(command) => host::run(command, &client, json).await,
+            Command::Update(command) => maintenance::update(command, &client, json).await,
+            Command::Maintenance(command) => maintenance::run(command, &client, json).await,
+            Command::DeadMan(dead_man) => {
+                start_log();
+                dead_man.run().await
+            }
             Command::VmmExec { .. } => unreachable!("handled before the runtime starts"),
         }
     })

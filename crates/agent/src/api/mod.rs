@@ -8,6 +8,9 @@
 //! | `POST /v1/vms` | makes a VM from a specification in TOML |
 //! | `POST /v1/vms/{name}/start` `stop` `pause` `resume` | acts on a VM |
 //! | `DELETE /v1/vms/{name}` | forgets a stopped VM |
+//! | `POST /v1/updates/check` `apply` | says what an update file would do; does it |
+//! | `GET /v1/maintenances`, `GET /v1/maintenances/{id}` | what was done, as a report, also while it is under way |
+//! | `POST /v1/maintenances/{id}/abort` | takes back what can be taken back |
 //!
 //! A refusal is `{"error": "...", "code": "..."}` with a 4xx status and has changed nothing; a 5xx status says that
 //! something failed on the way and was undone.
@@ -25,14 +28,25 @@ use axum::{Json, Router};
 use fermata_model::{VmName, VmSpec};
 use serde::Deserialize;
 
+use crate::maintain::{Maintain, MaintainError};
 use crate::vms::{VmError, Vms};
-use types::{ErrorView, HostView, StopRequest, VmView};
+use fermata_maintenance::report::Report;
+use types::{AbortRequest, CheckView, ErrorView, HostView, MaintenanceView, StopRequest, VmView};
 
 type Shared = State<Arc<Vms>>;
+type Maintaining = State<Arc<Maintain>>;
 
 /// The routes of the API.
-pub fn router(vms: Arc<Vms>) -> Router {
+pub fn router(vms: Arc<Vms>, maintain: Arc<Maintain>) -> Router {
+    let maintenance = Router::new()
+        .route("/v1/updates/check", post(check_update))
+        .route("/v1/updates/apply", post(apply_update))
+        .route("/v1/maintenances", get(maintenances))
+        .route("/v1/maintenances/{id}", get(report))
+        .route("/v1/maintenances/{id}/abort", post(abort))
+        .with_state(maintain);
     Router::new()
+        .merge(maintenance)
         .route("/v1/host", get(host))
         .route("/v1/host/stop-guests", post(stop_guests))
         .route("/v1/vms", get(list).post(create))
@@ -122,4 +136,48 @@ async fn pause(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmVi
 
 async fn resume(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmView>, Failure> {
     Ok(Json(vms.resume(&name).await?))
+}
+
+fn maintain_failure(error: &MaintainError) -> Response {
+    let status = match error {
+        MaintainError::NoSuch(_) => StatusCode::NOT_FOUND,
+        MaintainError::Update(_) | MaintainError::Id(_) => StatusCode::BAD_REQUEST,
+        MaintainError::Order(_) | MaintainError::Busy(_) | MaintainError::Over(_) => StatusCode::CONFLICT,
+        MaintainError::Journal(_) | MaintainError::Start(_) | MaintainError::Vm(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    refusal(status, error.code(), crate::chain(error))
+}
+
+#[expect(clippy::result_large_err, reason = "an answer on its way out, made once per refused request")]
+fn text(body: &Bytes) -> Result<&str, Response> {
+    let bad = |e| refusal(StatusCode::BAD_REQUEST, "bad-update", format!("update file: not UTF-8: {e}"));
+    std::str::from_utf8(body).map_err(bad)
+}
+
+async fn check_update(State(maintain): Maintaining, body: Bytes) -> Result<Json<CheckView>, Response> {
+    let (update, choice) = maintain.check(text(&body)?).await.map_err(|e| maintain_failure(&e))?;
+    Ok(Json(CheckView::new(&update, choice)))
+}
+
+async fn apply_update(State(maintain): Maintaining, body: Bytes) -> Result<Json<Report>, Response> {
+    let id = maintain.apply(text(&body)?).await.map_err(|e| maintain_failure(&e))?;
+    maintain.report(id.as_str()).map(Json).map_err(|e| maintain_failure(&e))
+}
+
+async fn maintenances(State(maintain): Maintaining) -> Result<Json<Vec<MaintenanceView>>, Response> {
+    let listed = maintain.list().map_err(|e| maintain_failure(&e))?;
+    Ok(Json(listed.into_iter().map(MaintenanceView::from).collect()))
+}
+
+async fn report(State(maintain): Maintaining, Path(id): Path<String>) -> Result<Json<Report>, Response> {
+    maintain.report(&id).map(Json).map_err(|e| maintain_failure(&e))
+}
+
+async fn abort(
+    State(maintain): Maintaining,
+    Path(id): Path<String>,
+    Json(request): Json<AbortRequest>,
+) -> Result<Json<Report>, Response> {
+    maintain.abort(&id, request.by, request.reason).map_err(|e| maintain_failure(&e))?;
+    maintain.report(&id).map(Json).map_err(|e| maintain_failure(&e))
 }

@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+use fermata_maintenance::journal::Listed;
+use fermata_maintenance::machine::Outcome;
+use fermata_maintenance::mechanism::Choice;
+use fermata_maintenance::update::{Section, Update};
 use fermata_model::{Size, VmDefinition, VmName, VmmVersion};
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +162,70 @@ impl Default for StopRequest {
 
 const fn default_stop_s() -> u64 {
     60
+}
+
+/// What an update would do on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckView {
+    /// The update.
+    pub update: String,
+    /// Its title.
+    pub title: String,
+    /// SHA-256 of its file.
+    pub digest: String,
+    /// Mechanism and forecast per VM, and who is refused and why.
+    pub choice: Choice,
+    /// What would take the change back.
+    pub undo: Vec<String>,
+}
+
+impl CheckView {
+    /// From an update and what was chosen for it.
+    #[must_use]
+    pub fn new(update: &Update, choice: Choice) -> Self {
+        let undo = update.steps(Section::Undo).iter().map(|step| step.command.to_string()).collect();
+        Self {
+            update: update.id.to_string(),
+            title: update.title.clone(),
+            digest: update.digest.to_string(),
+            choice,
+            undo,
+        }
+    }
+}
+
+/// A maintenance in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaintenanceView {
+    /// Its id.
+    pub id: String,
+    /// The update.
+    pub update: String,
+    /// When it was ordered: microseconds since 1970.
+    pub created_us: u64,
+    /// How it ended; `None` while it is under way.
+    pub outcome: Option<Outcome>,
+}
+
+impl From<Listed> for MaintenanceView {
+    fn from(listed: Listed) -> Self {
+        Self {
+            id: listed.id.to_string(),
+            update: listed.update.to_string(),
+            created_us: listed.created.0,
+            outcome: listed.outcome,
+        }
+    }
+}
+
+/// The wish to end a maintenance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AbortRequest {
+    /// Who wants it.
+    pub by: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// A refusal or a failure.

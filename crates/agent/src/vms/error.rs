@@ -209,6 +209,51 @@ pub enum VmError {
         /// The answer.
         source: fermata_vmm::qmp::QmpError,
     },
+    /// A change of VMM.
+    #[error("VM `{name}`: {source}")]
+    Handover {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        source: fermata_vmm::handover::HandoverError,
+    },
+    /// The way back from a change of VMM.
+    #[error("VM `{name}`: {source}")]
+    TakeBack {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        source: fermata_vmm::handover::TakeBackError,
+    },
+    /// The moment before the VM stops was missed.
+    #[error("VM `{name}`: {source}")]
+    Relay {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        source: fermata_vault::relay::RelayError,
+    },
+    /// A process that should be gone.
+    #[error("VM `{name}`: {source}")]
+    Process {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        source: fermata_vault::process::ProcessError,
+    },
+    /// Nothing stands beside.
+    #[error("VM `{0}`: no other VMM stands beside the one that runs it")]
+    NoneBeside(VmName),
+    /// The VM is in a maintenance.
+    #[error(
+        "VM `{name}` is under maintenance {maintenance}; wait for its end (`fermata maintenance show {maintenance}`), or abort it"
+    )]
+    UnderMaintenance {
+        /// The VM.
+        name: VmName,
+        /// Which.
+        maintenance: String,
+    },
     /// A unit.
     #[error(transparent)]
     Unit(#[from] UnitError),
@@ -241,6 +286,11 @@ impl VmError {
                 | Self::Tap { .. }
                 | Self::VmmRefused { .. }
                 | Self::Qmp { .. }
+                | Self::Handover { .. }
+                | Self::TakeBack { .. }
+                | Self::Relay { .. }
+                | Self::Process { .. }
+                | Self::NoneBeside(_)
                 | Self::Unit(_)
                 | Self::Inventory(_)
                 | Self::Io { .. }
@@ -276,6 +326,12 @@ impl VmError {
             Self::Command { .. } => "no-command",
             Self::VmmRefused { .. } => "vmm-refused",
             Self::Qmp { .. } => "vmm-failed",
+            Self::Handover { .. } => "handover-failed",
+            Self::TakeBack { .. } => "take-back-failed",
+            Self::Relay { .. } => "relay-failed",
+            Self::Process { .. } => "process-failed",
+            Self::NoneBeside(_) => "none-beside",
+            Self::UnderMaintenance { .. } => "under-maintenance",
             Self::Unit(_) => "unit-failed",
             Self::Inventory(_) => "inventory-failed",
             Self::Io { .. } => "io-failed",

@@ -36,7 +36,6 @@ pub(crate) struct Live {
     process: Process,
     qmp: Qmp,
     runtime: Runtime,
-    #[expect(dead_code, reason = "held, so that a VMM's end never takes the VM's memory and taps with it")]
     lent: Lent,
     /// Whether the guest ended by its own wish, as the monitor said.
     guest_ended: Arc<AtomicBool>,
@@ -79,6 +78,26 @@ impl Live {
         let paths = Paths::in_folder(&runtime.dir);
         let qmp = Qmp::connect(&paths.qmp(), CONNECT_LIMIT).await.map_err(|e| e.to_string())?;
         Ok(Self::new(process, qmp, runtime.clone(), Lent { memory, queues }))
+    }
+
+    /// What it was lent.
+    pub(super) const fn lent(&self) -> &Lent {
+        &self.lent
+    }
+
+    /// Its monitor.
+    pub(crate) const fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    /// Its process.
+    pub(super) const fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// What was set up for it.
+    pub(crate) const fn runtime(&self) -> &Runtime {
+        &self.runtime
     }
 
     /// The unit it runs in.

@@ -21,8 +21,10 @@ mod cpu;
 mod error;
 mod live;
 mod recover;
+mod rehearse;
 mod start;
 mod stop;
+mod swap;
 mod teardown;
 mod view;
 
@@ -30,7 +32,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fermata_model::{VmName, VmSpec, VmmVersion};
+use fermata_model::{VmDefinition, VmName, VmSpec, VmmVersion};
 use fermata_vmm::command::Accelerator;
 use fermata_vmm::inspect::{self, VmmInfo};
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
@@ -44,6 +46,7 @@ use crate::units::Units;
 
 pub use error::VmError;
 use live::Live;
+use swap::Beside;
 
 /// What the agent found of a configured VMM: what it is, or why it cannot be used.
 pub type FoundVmm = Result<VmmInfo, String>;
@@ -69,11 +72,31 @@ struct Slot {
     operation: AsyncMutex<()>,
     /// The VMM that runs it.
     live: Mutex<Option<Arc<Live>>>,
+    /// The VMM that stands beside it during a swap.
+    beside: Mutex<Option<Arc<Beside>>>,
+    /// The maintenance that has the VM; nobody else may act on it.
+    maintenance: Mutex<Option<String>>,
 }
 
 impl Slot {
     fn live(&self) -> Option<Arc<Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn beside(&self) -> Option<Arc<Beside>> {
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_beside(&self, beside: Option<Arc<Beside>>) {
+        *self.beside.lock().unwrap_or_else(PoisonError::into_inner) = beside;
+    }
+
+    /// Refuses while a maintenance has the VM.
+    fn check_free(&self, name: &VmName) -> Result<(), VmError> {
+        match self.maintenance.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            Some(maintenance) => Err(VmError::UnderMaintenance { name: name.clone(), maintenance }),
+            None => Ok(()),
+        }
     }
 
     fn set_live(&self, live: Option<Arc<Live>>) {
@@ -97,6 +120,36 @@ impl Vms {
         self.vmms.get_or_init(|| look_at_vmms(&self.config)).await
     }
 
+    /// The host's configuration.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The boot this agent runs in.
+    #[must_use]
+    pub const fn boot(&self) -> Uuid {
+        self.boot
+    }
+
+    pub(crate) const fn units(&self) -> &Units {
+        &self.units
+    }
+
+    /// The VMs that run now, with their VMMs.
+    pub(crate) async fn running(&self) -> Result<Vec<(VmDefinition, Arc<Live>)>, VmError> {
+        let records = self.db(Inventory::list).await?.into_iter();
+        let with_live = records.filter_map(|r| Some((self.slot(&r.definition.name).live()?, r.definition)));
+        Ok(with_live.map(|(live, definition)| (definition, live)).collect())
+    }
+
+    /// One VM that runs now, with its VMM.
+    pub(crate) async fn live(&self, name: &VmName) -> Result<(VmDefinition, Arc<Live>), VmError> {
+        let record = self.record(name).await?;
+        let live = swap::running(&self.slot(name), name, &record).await?;
+        Ok((record.definition, live))
+    }
+
     fn slot(&self, name: &VmName) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(slots.entry(name.clone()).or_default())
@@ -116,7 +169,7 @@ impl Vms {
         Ok(done?)
     }
 
-    async fn record(&self, name: &VmName) -> Result<VmRecord, VmError> {
+    pub(crate) async fn record(&self, name: &VmName) -> Result<VmRecord, VmError> {
         let key = name.clone();
         self.db(move |db| db.get(&key)).await?.ok_or_else(|| VmError::NoSuchVm(name.clone()))
     }
@@ -143,6 +196,7 @@ impl Vms {
     pub async fn delete(&self, name: &VmName) -> Result<VmView, VmError> {
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
+        slot.check_free(name)?;
         let record = self.record(name).await?;
         let view = self.view(&record).await?;
         if record.runtime.is_some() {

@@ -41,9 +41,12 @@ impl Vms {
         let name = record.definition.name.clone();
         let slot = self.slot(&name);
         let turn = slot.operation.lock().await;
+        if !matches!(&record.runtime, Some(runtime) if runtime.boot == self.boot) {
+            self.recover_beside(&slot, &record).await?;
+        }
         let first_boot = match &record.runtime {
             Some(runtime) => match self.find(&record, runtime).await {
-                Found::Alive => return Ok(()),
+                Found::Alive => return self.recover_beside(&slot, &record).await,
                 Found::Rebooted => {
                     self.tear_down(&name, runtime).await?;
                     true

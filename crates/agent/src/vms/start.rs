@@ -35,7 +35,7 @@ use crate::users::{self, User};
 /// How long systemd and the launcher may take until the VMM runs.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(20);
 /// How long a VMM may take to set its machine up and answer.
-const READY_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const READY_LIMIT: Duration = Duration::from_secs(30);
 
 impl Vms {
     /// Starts a VM. Starting a running VM is no error.
@@ -43,6 +43,16 @@ impl Vms {
     /// # Errors
     /// A refusal, or a failure after which nothing of the start is left.
     pub async fn start(self: &Arc<Self>, name: &VmName) -> Result<VmView, VmError> {
+        self.slot(name).check_free(name)?;
+        self.start_it(name).await
+    }
+
+    /// Starts a VM that a maintenance has.
+    pub(crate) async fn start_for_maintenance(self: &Arc<Self>, name: &VmName) -> Result<(), VmError> {
+        self.start_it(name).await.map(drop)
+    }
+
+    async fn start_it(self: &Arc<Self>, name: &VmName) -> Result<VmView, VmError> {
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
         let record = self.record(name).await?;
@@ -86,7 +96,7 @@ impl Vms {
         let generation = self.db(move |db| db.next_generation(&name)).await?;
         let mut taps = Vec::new();
         for nic in 0..definition.nics.len() {
-            taps.push(links::tap_name(definition.uuid, nic));
+            taps.push(links::tap_name(definition.uuid, nic, generation));
         }
         let runtime = Runtime {
             generation,
@@ -103,7 +113,7 @@ impl Vms {
         Ok(runtime)
     }
 
-    fn vm_user(&self) -> Result<User, VmError> {
+    pub(super) fn vm_user(&self) -> Result<User, VmError> {
         users::find(&self.config.vm_user).map_err(|source| VmError::Io {
             what: "find the VMMs' user in",
             path: users::PASSWD.into(),
@@ -116,32 +126,11 @@ impl Vms {
         let user = self.vm_user()?;
         make_dir(&runtime.dir, &user)?;
         let lent = self.lend(definition, &runtime, &user).await?;
-        let vhosts = open_vhosts(definition.nics.len());
-        let info = check::vmm_info(self, definition.vmm).await?;
-        let uefi = self.uefi_files(definition, &user)?;
-        let disks = self.hand_images(definition, &user)?;
-        let paths = Paths::in_folder(&runtime.dir);
-        let console_log = runtime.dir.with_file_name("console.log");
-        let args = command::arguments(
-            definition,
-            &command::Runtime {
-                role: Role::Run,
-                twin: false,
-                accelerator: Accelerator::Kvm,
-                paths: paths.clone(),
-                console_log,
-                disks,
-                vhost: vhosts.is_some(),
-                uefi,
-            },
-        )
-        .map_err(|source| VmError::Command { name: definition.name.clone(), source })?;
-        let launch = Launch { program: info.binary.clone(), args, env: std::collections::BTreeMap::new() };
-        let process = self.launch_unit(definition, &runtime, &user, launch, &lent, vhosts.as_deref()).await?;
+        let process = self.launch_vmm(definition, &runtime, Role::Run, false, &lent).await?;
         runtime.process = Some(process.identity());
         let (key, stored) = (definition.name.clone(), runtime.clone());
         self.db(move |db| db.set_runtime(&key, Some(&stored))).await?;
-        let monitor = paths.qmp();
+        let monitor = Paths::in_folder(&runtime.dir).qmp();
         let ready = async {
             tokio::select! {
                 connected = Qmp::connect(&monitor, READY_LIMIT) => connected,
@@ -151,6 +140,38 @@ impl Vms {
         };
         let qmp = ready.await.map_err(|source| VmError::Qmp { name: definition.name.clone(), act: "start", source })?;
         Ok(Live::new(process, qmp, runtime, lent))
+    }
+
+    /// Starts a VMM in its unit with everything lent to it; it has not answered yet.
+    pub(super) async fn launch_vmm(
+        &self,
+        definition: &VmDefinition,
+        runtime: &Runtime,
+        role: Role,
+        twin: bool,
+        lent: &Lent,
+    ) -> Result<Process, VmError> {
+        let user = self.vm_user()?;
+        let vhosts = open_vhosts(definition.nics.len());
+        let info = check::vmm_info(self, runtime.vmm).await?;
+        let uefi = self.uefi_files(definition, &user)?;
+        let disks = self.hand_images(definition, &user)?;
+        let args = command::arguments(
+            definition,
+            &command::Runtime {
+                role,
+                twin,
+                accelerator: Accelerator::Kvm,
+                paths: Paths::in_folder(&runtime.dir),
+                console_log: runtime.dir.with_file_name("console.log"),
+                disks,
+                vhost: vhosts.is_some(),
+                uefi,
+            },
+        )
+        .map_err(|source| VmError::Command { name: definition.name.clone(), source })?;
+        let launch = Launch { program: info.binary.clone(), args, env: std::collections::BTreeMap::new() };
+        self.launch_unit(definition, runtime, &user, launch, lent, vhosts.as_deref()).await
     }
 
     /// Opens what the VM is lent.
@@ -274,7 +295,7 @@ fn open_vhosts(nics: usize) -> Option<Vec<OwnedFd>> {
     (0..nics).map(|_| tap::open_vhost_net()).collect::<Result<Vec<_>, _>>().ok()
 }
 
-fn make_dir(dir: &Path, user: &User) -> Result<(), VmError> {
+pub(super) fn make_dir(dir: &Path, user: &User) -> Result<(), VmError> {
     let io = |what: &'static str, path: &Path| {
         let path = path.to_owned();
         move |source| VmError::Io { what, path, source }
@@ -309,9 +330,11 @@ fn owners_to_put_back(definition: &VmDefinition, user: &User) -> Result<Vec<File
     Ok(owners)
 }
 
-fn with_last_words(error: VmError, dir: &Path) -> VmError {
+pub(super) fn with_last_words(error: VmError, dir: &Path) -> VmError {
     match (error, live::last_words(dir)) {
-        (VmError::Qmp { name, .. }, Some(words)) => VmError::VmmRefused { name, words },
+        (VmError::Qmp { name, .. } | VmError::Handover { name, .. }, Some(words)) => {
+            VmError::VmmRefused { name, words }
+        }
         (error, _) => error,
     }
 }

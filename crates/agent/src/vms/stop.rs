@@ -22,6 +22,7 @@ impl Vms {
     pub async fn stop(&self, name: &VmName, request: StopRequest) -> Result<VmView, VmError> {
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
+        slot.check_free(name)?;
         let record = self.record(name).await?;
         if let Some(runtime) = &record.runtime {
             if let Some(live) = slot.live() {
@@ -111,6 +112,7 @@ impl Vms {
     async fn set_running(&self, name: &VmName, run: bool, act: &'static str) -> Result<VmView, VmError> {
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
+        slot.check_free(name)?;
         let record = self.record(name).await?;
         let Some(live) = slot.live() else {
             let state = view::state(&slot, &record).await;

@@ -15,10 +15,7 @@ use crate::inventory::Runtime;
 impl Vms {
     /// Ends a VM's unit and removes everything that was set up for it; the record goes last.
     pub(super) async fn tear_down(&self, name: &VmName, runtime: &Runtime) -> Result<(), VmError> {
-        self.units.stop(&runtime.unit).await?;
-        for (nic, tap) in runtime.taps.iter().enumerate() {
-            self.links.remove(tap.as_str()).await.map_err(|source| VmError::Nic { nic, source })?;
-        }
+        self.tear_down_vmm(runtime).await?;
         for owner in &runtime.owners {
             match chown(&owner.path, Some(owner.uid), Some(owner.gid)) {
                 Ok(()) => {}
@@ -29,13 +26,21 @@ impl Vms {
                 }
             }
         }
-        remove_dir(&runtime.dir)?;
         // The VM's folder above goes with its last generation.
         if let Some(parent) = runtime.dir.parent() {
             remove_dir(parent)?;
         }
         let key = name.clone();
         self.db(move |db| db.set_runtime(&key, None)).await
+    }
+
+    /// Ends a VMM's unit and removes what only this VMM had: its taps, sockets and log.
+    pub(super) async fn tear_down_vmm(&self, runtime: &Runtime) -> Result<(), VmError> {
+        self.units.stop(&runtime.unit).await?;
+        for (nic, tap) in runtime.taps.iter().enumerate() {
+            self.links.remove(tap.as_str()).await.map_err(|source| VmError::Nic { nic, source })?;
+        }
+        remove_dir(&runtime.dir)
     }
 }
 
@@ -54,7 +59,7 @@ pub(super) fn remove_durable(config: &Config, definition: &VmDefinition) -> Resu
     }
 }
 
-fn remove_dir(path: &std::path::Path) -> Result<(), VmError> {
+pub(super) fn remove_dir(path: &std::path::Path) -> Result<(), VmError> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),

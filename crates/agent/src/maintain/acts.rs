@@ -1,0 +1,93 @@
+//! What the state machine wants done, done.
+
+use fermata_maintenance::machine::{Act, ActResult, Evidence, Failure, FailureKind, Op, Owner, State};
+use fermata_maintenance::time::Wall;
+use fermata_maintenance::update::Change;
+use fermata_model::VmName;
+use fermata_vmm::qmp::Timestamp;
+
+use super::{Maintain, clock, dead_man, steps, time};
+use crate::vms::VmError;
+
+/// Performs one act by its deadline.
+pub(super) async fn perform(shell: &Maintain, state: &State, act: &Act) -> ActResult {
+    let overdue = || Failure { kind: FailureKind::Overdue, text: format!("{} was not done by its deadline", act.id) };
+    tokio::time::timeout(time::left(act.by), begin(shell, state, act)).await.unwrap_or_else(|_| Err(overdue()))
+}
+
+async fn begin(shell: &Maintain, state: &State, act: &Act) -> ActResult {
+    let limit = time::left(act.by);
+    let order = &state.order;
+    match (&act.id.vm, act.id.op) {
+        // Guests are told by the metadata service; without one nobody is owed notice.
+        (None, Op::Announce | Op::PublishStarted | Op::EndEvents) => Ok(Evidence::Done),
+        (None, Op::Preflight) => {
+            let choice = shell.choose(&order.update).await.map_err(|e| Failure::new(crate::chain(&e)))?;
+            Ok(Evidence::Preflight { choice })
+        }
+        (None, Op::Run { section, index }) => {
+            let step = order.step(section, index).ok_or_else(|| Failure::new("the update has no such step"))?;
+            let log = shell.vms.config().run_dir.join(format!("step-{}.log", order.id));
+            let ran = steps::run(shell.vms.units(), &order.id, step, &log, limit).await;
+            ran.map(|tail| Evidence::Output { tail }).map_err(Failure::new)
+        }
+        (None, Op::KillStep) => {
+            steps::kill(shell.vms.units(), &order.id).await.map_err(|e| Failure::new(e.to_string()))?;
+            Ok(Evidence::Done)
+        }
+        (vm, Op::ArmDeadMan) => dead_man::arm(shell, state, vm.as_ref(), act.by).await,
+        (vm, Op::DisarmDeadMan) => dead_man::disarm(shell, state, vm.as_ref()).await,
+        (Some(vm), op) => on_vm(shell, state, vm, op, limit).await,
+        (None, op) => Err(Failure::new(format!("`{op}` is not something this agent can do"))),
+    }
+}
+
+async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std::time::Duration) -> ActResult {
+    let vms = &shell.vms;
+    let owner = state.vms.get(vm).map_or(Owner::Old, |vm| vm.owner);
+    match op {
+        Op::Rehearse => match state.order.update.change {
+            Change::Vmm { version, .. } => vms.rehearse(vm, version, limit).await.map(|()| Evidence::Done),
+            Change::Package { .. } | Change::Service { .. } | Change::Kernel(_) => Ok(Evidence::Done),
+        },
+        Op::StartNew => match state.order.update.change {
+            Change::Vmm { version, .. } => vms.start_new(vm, version).await.map(|()| Evidence::Done),
+            Change::Package { .. } | Change::Service { .. } | Change::Kernel(_) => {
+                return Err(Failure::new("this update brings no VMM"));
+            }
+        },
+        Op::DiscardNew => vms.discard_new(vm).await.map(|()| Evidence::Done),
+        Op::Hold => vms.hold(vm, limit).await.map(stopped),
+        Op::HandOver => vms.hand_over(vm, limit).await.map(stopped),
+        Op::Resume if owner == Owner::New => vms.resume_new(vm, limit).await.map(resumed),
+        Op::Resume => vms.resume_old(vm, limit).await.map(resumed),
+        Op::TakeBack => vms.take_back(vm, limit).await.map(resumed),
+        Op::Retire => vms.retire(vm).await.map(|()| Evidence::Done),
+        Op::SetClock => clock::correct(vms, vm).await.map(|outcome| Evidence::Clock { outcome }),
+        Op::Restart => vms.start_for_maintenance(vm).await.map(|()| Evidence::Done),
+        other => return Err(Failure::new(format!("`{other}` is not something this agent can do to a VM"))),
+    }
+    .map_err(|error| failure(&error))
+}
+
+fn failure(error: &VmError) -> Failure {
+    let kind = match error {
+        VmError::WrongState { .. } => FailureKind::VmmDead,
+        VmError::Qmp { source: fermata_vmm::qmp::QmpError::Closed { .. }, .. } => FailureKind::VmmDead,
+        _ => FailureKind::Failed,
+    };
+    Failure { kind, text: crate::chain(error) }
+}
+
+fn stopped(at: Option<Timestamp>) -> Evidence {
+    // A VM that stood already was stopped by somebody earlier; its pause counts from here.
+    Evidence::Stopped { at: at.map_or_else(|| time::now().wall, wall) }
+}
+
+fn resumed(at: Option<Timestamp>) -> Evidence {
+    Evidence::Resumed { at: at.map(wall) }
+}
+
+fn wall(at: Timestamp) -> Wall {
+    Wall(at.as_micros().unsigned_abs())
+}

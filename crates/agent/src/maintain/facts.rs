@@ -1,0 +1,59 @@
+//! What mechanisms are chosen by: asked of each VMM and of the host, fresh every time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fermata_maintenance::forecast::History;
+use fermata_maintenance::mechanism::{HostFacts, VmFacts, VmmFacts};
+use fermata_vmm::qmp::{QueryMigrate, QueryStatus};
+
+use crate::vms::{VmError, Vms};
+
+/// How long a VMM may take to answer; one that does not is no candidate for a pause.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The host's facts, and those of each VM that runs.
+pub(super) async fn gather(vms: &Vms, history: History) -> Result<(HostFacts, Vec<VmFacts>), VmError> {
+    let mut found = BTreeMap::new();
+    for (version, vmm) in vms.vmms().await {
+        let facts = match vmm {
+            Ok(info) => VmmFacts {
+                unusable: None,
+                machines: info.machines.clone(),
+                cpr_transfer: info.cpr_transfer,
+                cpr_reboot: info.cpr_reboot,
+            },
+            Err(reason) => {
+                VmmFacts { unusable: Some(reason.clone()), machines: [].into(), cpr_transfer: false, cpr_reboot: false }
+            }
+        };
+        found.insert(*version, facts);
+    }
+    let obstacle = "VMs' memory is in a memfd vault, which ends with the kernel".to_owned();
+    let host = HostFacts { vmms: found, kexec_obstacles: vec![obstacle], history };
+    let mut facts = Vec::new();
+    for (definition, live) in vms.running().await? {
+        let mut blockers = Vec::new();
+        let mut paused = false;
+        match live.qmp().execute_within(&QueryMigrate {}, LIMIT).await {
+            Ok(info) => blockers = info.blocked_reasons,
+            Err(error) => blockers.push(error.to_string()),
+        }
+        match live.qmp().execute_within(&QueryStatus {}, LIMIT).await {
+            Ok(status) => paused = !status.running,
+            Err(error) => blockers.push(error.to_string()),
+        }
+        facts.push(VmFacts {
+            vm: definition.name.clone(),
+            vmm: live.runtime().vmm,
+            machine: definition.machine,
+            shared_memory: true,
+            memory_outlives_kernel: false,
+            blockers,
+            pass_through: Vec::new(),
+            budget: definition.pause_budget_ms,
+            paused,
+        });
+    }
+    Ok((host, facts))
+}

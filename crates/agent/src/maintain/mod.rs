@@ -1,0 +1,289 @@
+//! Maintenance on this host: the shell around the state machine of `fermata-maintenance`.
+//!
+//! ```text
+//!  update file -> facts -> choice (check) -> order -> driver task: state machine <-> acts on VMs, units, clocks
+//!                                                          |
+//!                                                       journal
+//! ```
+//!
+//! One maintenance at a time has the host. When the agent starts, unfinished ones go on or go back from what the journal
+//! says, before anybody may act on their VMs.
+
+mod acts;
+mod clock;
+mod dead_man;
+mod facts;
+mod steps;
+mod time;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fermata_maintenance::dead_man::Client;
+use fermata_maintenance::id::{BootId, IdError, MaintenanceId};
+use fermata_maintenance::journal::{Journal, JournalError, Listed};
+use fermata_maintenance::machine::{Act, ActId, ActResult, Input, Maintenance, Op, StartError, State};
+use fermata_maintenance::mechanism::{self, Choice};
+use fermata_maintenance::order::{Gate, Order, OrderError};
+use fermata_maintenance::report::Report;
+use fermata_maintenance::update::{Update, UpdateError};
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::vms::{VmError, Vms};
+
+/// Why a maintenance was not begun, or cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum MaintainError {
+    /// The update file.
+    #[error("update file: {0}")]
+    Update(#[from] UpdateError),
+    /// Some VM cannot take part, or it would be harsher than allowed.
+    #[error(transparent)]
+    Order(#[from] OrderError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The journal, at the first entry or at replay.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Another one is at work.
+    #[error(
+        "maintenance {0} is under way on this host; wait for its end, or abort it (`fermata maintenance abort {0}`)"
+    )]
+    Busy(MaintenanceId),
+    /// None of that name.
+    #[error("maintenance `{0}` does not exist; `fermata maintenance list` shows those that do")]
+    NoSuch(String),
+    /// It is over.
+    #[error("maintenance {0} is over; nothing is left to abort")]
+    Over(MaintenanceId),
+    /// An identity that cannot be one.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// VMs or their facts.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+}
+
+impl MaintainError {
+    /// The kind of error, for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Update(_) => "bad-update",
+            Self::Order(_) => "refused",
+            Self::Journal(_) => "journal-failed",
+            Self::Start(_) => "not-begun",
+            Self::Busy(_) => "busy",
+            Self::NoSuch(_) => "no-such-maintenance",
+            Self::Over(_) => "over",
+            Self::Id(_) => "bad-id",
+            Self::Vm(error) => error.code(),
+        }
+    }
+}
+
+/// Maintenance on this host.
+#[derive(Debug)]
+pub struct Maintain {
+    vms: Arc<Vms>,
+    journal: PathBuf,
+    boot: BootId,
+    /// The one that has the host, and the way to tell it something.
+    active: Mutex<Option<Active>>,
+    /// The process that frees VMs when this one does not, while there is one.
+    dead_man: AsyncMutex<Option<Client>>,
+}
+
+#[derive(Debug, Clone)]
+struct Active {
+    id: MaintenanceId,
+    inputs: mpsc::UnboundedSender<Input>,
+}
+
+impl Maintain {
+    /// Maintenance with its journal in the agent's state folder.
+    ///
+    /// # Errors
+    /// [`MaintainError::Journal`].
+    pub fn open(vms: Arc<Vms>) -> Result<Arc<Self>, MaintainError> {
+        let journal = vms.config().state_dir.join("journal.db");
+        Journal::open(&journal)?;
+        let boot = vms.boot().to_string().parse()?;
+        Ok(Arc::new(Self { vms, journal, boot, active: Mutex::default(), dead_man: AsyncMutex::default() }))
+    }
+
+    /// Goes on with what an earlier agent began, or goes back. Their VMs are reserved when this returns.
+    ///
+    /// # Errors
+    /// [`MaintainError`] when the journal cannot be read.
+    pub async fn recover(self: &Arc<Self>) -> Result<(), MaintainError> {
+        let journal = Journal::open(&self.journal)?;
+        for id in journal.unfinished()? {
+            let entries = journal.entries(&id)?;
+            let log = Journal::open(&self.journal)?;
+            tracing::warn!(maintenance = %id, "goes on after a restart of the agent");
+            let (maintenance, acts) = Maintenance::recover(&entries, self.boot.clone(), log, time::now())?;
+            self.drive(maintenance, acts);
+        }
+        Ok(())
+    }
+
+    /// What an update would do here; nothing is done.
+    ///
+    /// # Errors
+    /// [`MaintainError::Update`] when the file is not sound.
+    pub async fn check(&self, file: &str) -> Result<(Update, Choice), MaintainError> {
+        let update = Update::from_toml(file)?;
+        let choice = self.choose(&update).await?;
+        Ok((update, choice))
+    }
+
+    async fn choose(&self, update: &Update) -> Result<Choice, MaintainError> {
+        let history = Journal::open(&self.journal)?.history()?;
+        let (host, vms) = facts::gather(&self.vms, history).await?;
+        Ok(mechanism::choose(update, &host, &vms))
+    }
+
+    /// Begins a maintenance; it goes on by itself.
+    ///
+    /// # Errors
+    /// A refusal that has changed nothing.
+    pub async fn apply(self: &Arc<Self>, file: &str) -> Result<MaintenanceId, MaintainError> {
+        let (update, choice) = self.check(file).await?;
+        let journal = Journal::open(&self.journal)?;
+        journal.check_identity(&update.id, update.digest)?;
+        let now = time::now();
+        let id: MaintenanceId = format!("{}-{}", update.id, now.wall.0 / 1_000_000).parse()?;
+        let gate = Gate { not_before: now.wall.after(update.notice), lead: LEAD };
+        let order = Order::new(id.clone(), update, choice, gate)?;
+        if let Some(active) = self.active() {
+            return Err(MaintainError::Busy(active.id));
+        }
+        let (maintenance, acts) = Maintenance::begin(order, self.boot.clone(), journal, now)?;
+        self.drive(maintenance, acts);
+        Ok(id)
+    }
+
+    /// Asks a maintenance to take back what can be taken back.
+    ///
+    /// # Errors
+    /// [`MaintainError::NoSuch`], [`MaintainError::Over`].
+    pub fn abort(&self, id: &str, by: String, reason: String) -> Result<(), MaintainError> {
+        match self.active().filter(|active| active.id.as_str() == id) {
+            Some(active) => active.inputs.send(Input::Abort { by, reason }).map_err(|_| MaintainError::Over(active.id)),
+            None => Err(MaintainError::Over(self.report(id)?.maintenance)),
+        }
+    }
+
+    /// All maintenances of this host, newest first.
+    ///
+    /// # Errors
+    /// [`MaintainError::Journal`].
+    pub fn list(&self) -> Result<Vec<Listed>, MaintainError> {
+        Ok(Journal::open_to_read(&self.journal)?.list()?)
+    }
+
+    /// What happened in a maintenance, also while it runs.
+    ///
+    /// # Errors
+    /// [`MaintainError::NoSuch`].
+    pub fn report(&self, id: &str) -> Result<Report, MaintainError> {
+        let no_such = || MaintainError::NoSuch(id.to_owned());
+        let parsed: MaintenanceId = id.parse().map_err(|_| no_such())?;
+        let entries = Journal::open_to_read(&self.journal)?.entries(&parsed)?;
+        Report::of(&entries).map_err(|_| no_such())
+    }
+
+    fn active(&self) -> Option<Active> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn drive(self: &Arc<Self>, maintenance: Maintenance<Journal>, acts: Vec<Act>) {
+        let (inputs, told) = mpsc::unbounded_channel();
+        let id = maintenance.state().order.id.clone();
+        for vm in maintenance.state().order.vms.iter().filter(|plan| plan.forecast.upper > Duration::ZERO) {
+            self.vms.reserve(&vm.vm, Some(id.as_str()));
+        }
+        *self.active.lock().unwrap_or_else(PoisonError::into_inner) = Some(Active { id, inputs });
+        let driver =
+            Driver { shell: Arc::clone(self), maintenance, told, running: JoinSet::new(), aborts: BTreeMap::new() };
+        tokio::spawn(driver.run(acts));
+    }
+
+    fn finished(&self, state: &State, journal: &mut Journal) {
+        let id = &state.order.id;
+        for vm in &state.order.vms {
+            self.vms.reserve(&vm.vm, None);
+        }
+        *self.active.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let measured = journal.entries(id).ok().and_then(|entries| Report::of(&entries).ok()).map(|r| r.measured());
+        if let Err(error) = journal.record(&measured.unwrap_or_default()) {
+            tracing::warn!(maintenance = %id, error = crate::chain(&error), "measurements not kept for forecasts");
+        }
+        tracing::info!(maintenance = %id, outcome = ?state.outcome, "over");
+    }
+}
+
+/// How long `Started` is visible before the first pause (the metadata service's rule 32).
+const LEAD: Duration = Duration::from_secs(2);
+
+/// The task that drives one maintenance.
+struct Driver {
+    shell: Arc<Maintain>,
+    maintenance: Maintenance<Journal>,
+    told: mpsc::UnboundedReceiver<Input>,
+    running: JoinSet<(ActId, ActResult)>,
+    /// What is under way per VM; taking a VM back cancels it.
+    aborts: BTreeMap<ActId, AbortHandle>,
+}
+
+impl Driver {
+    async fn run(mut self, first: Vec<Act>) {
+        self.begin(first);
+        while self.maintenance.state().outcome.is_none() {
+            let wake = self.maintenance.wake_at(time::now());
+            let input = tokio::select! {
+                Some(ended) = self.running.join_next() => match ended {
+                    Ok((act, result)) => {
+                        self.aborts.remove(&act);
+                        Input::Ended { act, result }
+                    }
+                    // Cancelled by a take-back, or a panic in the log: the deadline speaks for the act.
+                    Err(_) => Input::Tick,
+                },
+                Some(told) = self.told.recv() => told,
+                () = time::until(wake) => Input::Tick,
+            };
+            let handle = || self.maintenance.handle(input, time::now());
+            let acts = tokio::task::block_in_place(handle);
+            self.begin(acts);
+        }
+        while self.running.join_next().await.is_some() {}
+        let state = self.maintenance.state().clone();
+        dead_man::end(&self.shell, &state.order.id).await;
+        self.shell.finished(&state, &mut self.maintenance.into_log());
+    }
+
+    fn begin(&mut self, acts: Vec<Act>) {
+        for act in acts {
+            if act.id.op == Op::TakeBack {
+                let same_vm = |(id, _): &(&ActId, &AbortHandle)| id.vm == act.id.vm;
+                self.aborts.iter().filter(same_vm).for_each(|(_, handle)| handle.abort());
+            }
+            let (shell, state, id) = (Arc::clone(&self.shell), self.maintenance.state().clone(), act.id.clone());
+            let work = async move {
+                let id = act.id.clone();
+                let result = acts::perform(&shell, &state, &act).await;
+                if let Err(failure) = &result {
+                    tracing::warn!(act = %id, reason = failure.text, "failed");
+                }
+                (id, result)
+            };
+            self.aborts.insert(id, self.running.spawn(work));
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! A VM changes its VMM: the acts of a swap, one function each, and what a maintenance needs besides.
+//!
+//! ```text
+//!  runtime: old, beside: -      start_new    taps held, VMM in its unit, waiting for the VM
+//!  runtime: old, beside: new    hand_over    frames steered just before STOP; the VM stands in the new VMM
+//!                               resume(new)  the VM runs; frames released; the record changes over
+//!  runtime: new, beside: old    retire       the old VMM and its taps are gone
+//!  runtime: new, beside: -
+//!
+//!  before resume(new), at any point: take_back    the new VMM is dead for certain, the old one runs
+//! ```
+//!
+//! Each is idempotent. Which VMM may run the VM is the maintenance journal's to say; nothing here decides it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fermata_model::{Mac, VmName, VmmVersion};
+use fermata_vault::process::Process;
+use fermata_vault::relay::Relay;
+use fermata_vault::tap::{self, Queue};
+use fermata_vmm::command::{Paths, Role};
+use fermata_vmm::handover;
+use fermata_vmm::qmp::{self, Qmp, Timestamp};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::live::{Lent, Live};
+use super::start::{READY_LIMIT, make_dir};
+use super::{Slot, VmError, Vms, check};
+use crate::inventory::{Runtime, VmRecord};
+use crate::links;
+
+/// How long a VMM may take to end that was told to.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// A VMM that stands beside the one that runs the VM.
+#[derive(Debug)]
+pub(super) struct Beside {
+    process: Process,
+    runtime: Runtime,
+    queues: Vec<Queue>,
+    /// Its monitor, once it has one: a successor makes it when the VM arrives.
+    qmp: Mutex<Option<Qmp>>,
+    /// Whether frames may still be steered to it. A VMM that is killed closes its channel like one that is ready, and that
+    /// must not steer frames to a dead one after the VM was taken back.
+    gate: AsyncMutex<Gate>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Open,
+    Shut,
+}
+
+impl Beside {
+    fn qmp(&self) -> Option<Qmp> {
+        self.qmp.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_qmp(&self, qmp: Qmp) {
+        *self.qmp.lock().unwrap_or_else(PoisonError::into_inner) = Some(qmp);
+    }
+}
+
+impl Vms {
+    /// Keeps everybody but a maintenance from acting on a VM, or ends that.
+    pub(crate) fn reserve(&self, name: &VmName, maintenance: Option<&str>) {
+        let slot = self.slot(name);
+        *slot.maintenance.lock().unwrap_or_else(PoisonError::into_inner) = maintenance.map(str::to_owned);
+    }
+
+    /// Starts the VMM that shall take the VM over and waits until it can.
+    ///
+    /// # Errors
+    /// [`VmError`]; nothing of it is left then.
+    pub(crate) async fn start_new(&self, name: &VmName, vmm: VmmVersion) -> Result<(), VmError> {
+        self.discard_new(name).await?;
+        let slot = self.slot(name);
+        let _turn = slot.operation.lock().await;
+        let record = self.record(name).await?;
+        let live = running(&slot, name, &record).await?;
+        check::vmm_info(self, vmm).await?;
+        let key = name.clone();
+        let generation = self.db(move |db| db.next_generation(&key)).await?;
+        let nics = 0..record.definition.nics.len();
+        let mut runtime = Runtime {
+            generation,
+            unit: format!("fermata-vm-{name}-{generation}.service"),
+            vmm,
+            boot: self.boot,
+            process: None,
+            dir: self.config.run_dir.join("vm").join(name.as_str()).join(generation.to_string()),
+            taps: nics.map(|nic| links::tap_name(record.definition.uuid, nic, generation)).collect(),
+            owners: live.runtime().owners.clone(),
+        };
+        self.note_beside(name, Some(&runtime)).await?;
+        match self.set_up_new(&record, &live, &mut runtime).await {
+            Ok(beside) => {
+                slot.set_beside(Some(Arc::new(beside)));
+                Ok(())
+            }
+            Err(error) => {
+                let error = super::start::with_last_words(error, &runtime.dir);
+                self.tear_down_vmm(&runtime).await?;
+                self.note_beside(name, None).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn set_up_new(&self, record: &VmRecord, live: &Live, runtime: &mut Runtime) -> Result<Beside, VmError> {
+        let definition = &record.definition;
+        let name = &definition.name;
+        let user = self.vm_user()?;
+        make_dir(&runtime.dir, &user)?;
+        let mut queues = Vec::new();
+        for (nic, name) in runtime.taps.iter().enumerate() {
+            queues.push(tap::create(name, Some(user.uid)).map_err(|source| VmError::Tap { nic, source })?);
+            self.links.hold(name.as_str()).await.map_err(|source| VmError::Nic { nic, source })?;
+        }
+        let memory = live.lent().memory.try_clone().map_err(|source| VmError::Io {
+            what: "copy the memory's descriptor for",
+            path: runtime.dir.clone(),
+            source,
+        })?;
+        let lent = Lent { memory, queues };
+        let process = self.launch_vmm(definition, runtime, Role::IncomingCpr, false, &lent).await?;
+        runtime.process = Some(process.identity());
+        self.note_beside(name, Some(runtime)).await?;
+        let paths = Paths::in_folder(&runtime.dir);
+        let failed = |source| VmError::Handover { name: name.clone(), source };
+        handover::ready(&process, &paths, READY_LIMIT).await.map_err(failed)?;
+        handover::prepare(live.qmp()).await.map_err(failed)?;
+        Ok(Beside {
+            process,
+            runtime: runtime.clone(),
+            queues: lent.queues,
+            qmp: Mutex::default(),
+            gate: AsyncMutex::new(Gate::Open),
+        })
+    }
+
+    async fn note_beside(&self, name: &VmName, runtime: Option<&Runtime>) -> Result<(), VmError> {
+        let (key, stored) = (name.clone(), runtime.cloned());
+        self.db(move |db| db.set_beside(&key, stored.as_ref())).await
+    }
+
+    /// Hands the VM over: it stands in the new VMM afterwards, and frames for it wait. When its vCPUs stopped.
+    ///
+    /// # Errors
+    /// [`VmError`]; then [`Self::take_back`].
+    pub(crate) async fn hand_over(
+        self: &Arc<Self>,
+        name: &VmName,
+        limit: Duration,
+    ) -> Result<Option<Timestamp>, VmError> {
+        let slot = self.slot(name);
+        let _turn = slot.operation.lock().await;
+        let record = self.record(name).await?;
+        let live = running(&slot, name, &record).await?;
+        let beside = slot.beside().ok_or_else(|| VmError::NoneBeside(name.clone()))?;
+        let user = self.vm_user()?;
+        let relay_failed = |source| VmError::Relay { name: name.clone(), source };
+        let relay = Relay::bind(&beside.runtime.dir.join("relay")).map_err(relay_failed)?;
+        relay.admit(user.uid, user.gid).map_err(relay_failed)?;
+        let through = relay.path().to_owned();
+        let paths = Paths::in_folder(&beside.runtime.dir);
+        let target = paths.incoming_cpr();
+        let ways = self.ways(&record, &beside.runtime);
+        let (vms, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
+        let guarded = Arc::clone(&beside);
+        let relayed = tokio::task::spawn_blocking(move || {
+            let mut steered = Ok(());
+            let gate = || {
+                steered = runtime.block_on(async {
+                    let gate = guarded.gate.lock().await;
+                    if *gate == Gate::Open { vms.steer(&ways).await } else { Ok(()) }
+                });
+            };
+            relay.run(&target, limit, gate)?;
+            Ok::<_, fermata_vault::relay::RelayError>(steered)
+        });
+        let handed = handover::hand_over_through(live.qmp(), &beside.process, &paths, &through, limit);
+        let handed = handed.await.map_err(|source| VmError::Handover { name: name.clone(), source })?;
+        relayed.await.map_err(|_| VmError::Inside)?.map_err(relay_failed)??;
+        beside.set_qmp(handed.new);
+        Ok(handed.stopped)
+    }
+
+    /// Which tap each address of a VM is reached through, with a VMM's taps.
+    fn ways(&self, record: &VmRecord, runtime: &Runtime) -> Vec<(String, fermata_model::BridgeName, Mac)> {
+        let nics = record.definition.nics.iter();
+        nics.zip(&runtime.taps).map(|(nic, tap)| (tap.to_string(), nic.bridge.clone(), nic.mac)).collect()
+    }
+
+    async fn steer(&self, ways: &[(String, fermata_model::BridgeName, Mac)]) -> Result<(), VmError> {
+        for (nic, (tap, bridge, mac)) in ways.iter().enumerate() {
+            self.links.steer(tap, bridge, *mac).await.map_err(|source| VmError::Nic { nic, source })?;
+        }
+        Ok(())
+    }
+
+    /// Lets the VM run in the new VMM and makes that the VM's own. When its vCPUs ran again.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub(crate) async fn resume_new(
+        self: &Arc<Self>,
+        name: &VmName,
+        limit: Duration,
+    ) -> Result<Option<Timestamp>, VmError> {
+        let slot = self.slot(name);
+        let _turn = slot.operation.lock().await;
+        let Some(beside) = slot.beside() else { return Err(VmError::NoneBeside(name.clone())) };
+        let record = self.record(name).await?;
+        let failed = |source| VmError::Qmp { name: name.clone(), act: "run in the new VMM", source };
+        if record.runtime.as_ref().is_some_and(|r| r.generation > beside.runtime.generation) {
+            // An earlier attempt got this far: the record has changed over already.
+            let live = running(&slot, name, &record).await?;
+            return handover::resume(live.qmp(), limit).await.map_err(failed);
+        }
+        let qmp = match beside.qmp() {
+            Some(qmp) => qmp,
+            None => Qmp::connect(&Paths::in_folder(&beside.runtime.dir).qmp(), limit).await.map_err(failed)?,
+        };
+        let resumed = handover::resume(&qmp, limit).await.map_err(failed)?;
+        for (nic, tap) in beside.runtime.taps.iter().enumerate() {
+            self.links.release(tap.as_str()).await.map_err(|source| VmError::Nic { nic, source })?;
+        }
+        self.change_over(&slot, &record, &beside, qmp).await?;
+        Ok(resumed)
+    }
+
+    async fn change_over(
+        self: &Arc<Self>,
+        slot: &Slot,
+        record: &VmRecord,
+        beside: &Arc<Beside>,
+        qmp: Qmp,
+    ) -> Result<(), VmError> {
+        let name = &record.definition.name;
+        let Some(old) = slot.live() else { return Err(VmError::NoneBeside(name.clone())) };
+        let io = |source| VmError::Io { what: "copy descriptors of", path: beside.runtime.dir.clone(), source };
+        let lent = Lent {
+            memory: old.lent().memory.try_clone().map_err(io)?,
+            queues: beside.queues.iter().map(Queue::try_clone).collect::<Result<_, _>>().map_err(io)?,
+        };
+        let process =
+            Process::open(beside.process.pid()).map_err(|source| VmError::Process { name: name.clone(), source })?;
+        // Switches beyond the bridge learn the way by this; the bridge knows it already.
+        let announce = qmp::AnnounceSelf { initial: 50, max: 550, rounds: 5, step: 50 };
+        if let Err(error) = qmp.execute(&announce).await {
+            tracing::warn!(vm = %name, error = crate::chain(&error), "not announced to the switches");
+        }
+        let new = Live::new(process, qmp, beside.runtime.clone(), lent);
+        let old_process =
+            Process::open(old.process().pid()).map_err(|source| VmError::Process { name: name.clone(), source })?;
+        let was = Beside {
+            process: old_process,
+            runtime: old.runtime().clone(),
+            queues: Vec::new(),
+            qmp: Mutex::new(Some(old.qmp().clone())),
+            gate: AsyncMutex::new(Gate::Shut),
+        };
+        let key = name.clone();
+        self.db(move |db| db.change_over(&key)).await?;
+        slot.set_beside(Some(Arc::new(was)));
+        self.take_up(name, new);
+        Ok(())
+    }
+
+    /// Lets the VM run in the VMM it is in: after a hold, or when nothing was handed over. When its vCPUs ran again.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub(crate) async fn resume_old(&self, name: &VmName, limit: Duration) -> Result<Option<Timestamp>, VmError> {
+        let slot = self.slot(name);
+        let _turn = slot.operation.lock().await;
+        let record = self.record(name).await?;
+        let live = running(&slot, name, &record).await?;
+        let failed = |source| VmError::Qmp { name: name.clone(), act: "run again", source };
+        handover::resume(live.qmp(), limit).await.map_err(failed)
+    }
+
+    /// Stops the VM's vCPUs. When they stopped; `None` when they stood already.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub(crate) async fn hold(&self, name: &VmName, limit: Duration) -> Result<Option<Timestamp>, VmError> {
+        let slot = self.slot(name);
+        let _turn = slot.operation.lock().await;
+        let record = self.record(name).await?;
+        let live = running(&slot, name, &record).await?;
+        let failed = |source| VmError::Qmp { name: name.clone(), act: "be held", source };
+        let mut events = live.qmp().events();
+        if !live.qmp().execute_within(&qmp::QueryStatus {}, limit).await.map_err(failed)?.running {
+            return Ok(None);
+        }
+        live.qmp().execute_within(&qmp::Stop {}, limit).await.map_err(failed)?;
+        let stop = events.find(|event| (event.kind == qmp::EventKind::Stop).then_some(event.at));
+        Ok(tokio::time::timeout(limit, stop).await.ok().flatten())
+    }
+
+    /// Ends whatever is under way: the new VMM is dead for certain, then the old one runs. When it ran again.
+    ///
+    /// # Errors
+    /// [`VmError::TakeBack`].
+    pub(crate) async fn take_back(&self, name: &VmName, limit: Duration) -> Result<Option<Timestamp>, VmError> {
+        let slot = self.slot(name);
+        let _turn = slot.operation.lock().await;
+        let record = self.record(name).await?;
+        let live = running(&slot, name, &record).await?;
+        let beside = slot.beside();
+        if let Some(beside) = &beside {
+            *beside.gate.lock().await = Gate::Shut;
+        }
+        let new = beside.as_ref().map(|b| &b.process);
+        let resumed = handover::take_back(live.qmp(), new, limit).await;
+        let resumed = resumed.map_err(|source| VmError::TakeBack { name: name.clone(), source })?;
+        self.steer(&self.ways(&record, live.runtime())).await?;
+        Ok(resumed)
+    }
+
+    /// Makes certain that no VMM stands beside to take the VM over.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub(crate) async fn discard_new(&self, name: &VmName) -> Result<(), VmError> {
+        self.end_beside(name, |beside, runtime| beside.generation > runtime.generation).await
+    }
+
+    /// Makes certain that the VMM that ran the VM before is gone.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub(crate) async fn retire(&self, name: &VmName) -> Result<(), VmError> {
+        self.end_beside(name, |beside, runtime| beside.generation < runtime.generation).await
+    }
+
+    async fn end_beside(&self, name: &VmName, meant: impl FnOnce(&Runtime, &Runtime) -> bool) -> Result<(), VmError> {
+        let slot = self.slot(name);
+        let _turn = slot.operation.lock().await;
+        let record = self.record(name).await?;
+        let (Some(beside), Some(runtime)) = (&record.beside, &record.runtime) else { return Ok(()) };
+        if !meant(beside, runtime) {
+            return Ok(());
+        }
+        if let Some(standing) = slot.beside() {
+            let gone = handover::retire(standing.qmp().as_ref(), &standing.process, END_LIMIT).await;
+            gone.map_err(|source| VmError::Process { name: name.clone(), source })?;
+        }
+        slot.set_beside(None);
+        self.tear_down_vmm(beside).await?;
+        self.note_beside(name, None).await
+    }
+
+    /// Finds the VMM that stood beside when an agent ended, or removes what is left of it.
+    pub(super) async fn recover_beside(&self, slot: &Slot, record: &VmRecord) -> Result<(), VmError> {
+        let Some(runtime) = &record.beside else { return Ok(()) };
+        let name = &record.definition.name;
+        let found = match runtime.process {
+            Some(identity) if runtime.boot == self.boot => {
+                Process::find(identity).map_err(|source| VmError::Process { name: name.clone(), source })?
+            }
+            _ => None,
+        };
+        let Some(process) = found else {
+            self.tear_down_vmm(runtime).await?;
+            return self.note_beside(name, None).await;
+        };
+        let mut queues = Vec::new();
+        for (nic, tap_name) in runtime.taps.iter().enumerate() {
+            let fd = process
+                .take_fd(fermata_vmm::command::tap(nic))
+                .map_err(|source| VmError::Process { name: name.clone(), source })?;
+            queues.push(Queue::adopt(tap_name, fd).map_err(|source| VmError::Tap { nic, source })?);
+        }
+        // A successor that waits has no monitor yet; one that stands has answered long before this limit.
+        let monitor = Paths::in_folder(&runtime.dir).qmp();
+        let qmp = Qmp::connect(&monitor, Duration::from_millis(500)).await.ok();
+        slot.set_beside(Some(Arc::new(Beside {
+            process,
+            runtime: runtime.clone(),
+            queues,
+            qmp: Mutex::new(qmp),
+            gate: AsyncMutex::new(Gate::Shut),
+        })));
+        Ok(())
+    }
+}
+
+pub(super) async fn running(slot: &Slot, name: &VmName, record: &VmRecord) -> Result<Arc<Live>, VmError> {
+    match slot.live() {
+        Some(live) => Ok(live),
+        None => Err(VmError::WrongState {
+            name: name.clone(),
+            state: super::view::state(slot, record).await,
+            needed: "running",
+            act: "change its VMM",
+        }),
+    }
+}
