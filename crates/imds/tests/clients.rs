@@ -1,7 +1,8 @@
 //! Public clients, unmodified, in guests on a real bridge.
 //!
-//! Needs what `common/net.rs` says, and Debian's `resource-agents`, `cloud-init`, `python3`, `curl` and `nodejs`. A client
-//! that is missing is a failure with its package's name, never a silent pass.
+//! Needs what `common/net.rs` says, `python3`, `curl` and `nodejs`, and the clients in `target/clients` (or
+//! `$FERMATA_CLIENTS`), where `cargo xtask clients` unpacks them: nothing is installed on the machine, because cloud-init
+//! and the guest agent would act on it. A client that is missing is a failure with the way out, never a silent pass.
 #![allow(clippy::unwrap_used, reason = "test support: a failure is a failed test")]
 
 mod common;
@@ -20,7 +21,18 @@ use fermata_imds::wire::apply;
 use fermata_imds::*;
 use fermata_model::Membership;
 
-const AGENTS: &str = "/usr/lib/ocf/resource.d/heartbeat";
+/// Where the clients are.
+fn clients() -> PathBuf {
+    let target = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/clients");
+    std::env::var_os("FERMATA_CLIENTS").map_or_else(target, PathBuf::from)
+}
+
+/// A file of a client.
+fn client(path: &str) -> PathBuf {
+    let path = clients().join(path);
+    assert!(path.exists(), "{} is missing: run `cargo xtask clients`", path.display());
+    path.canonicalize().unwrap()
+}
 
 /// A host with guests `vm-a` and `vm-b`, one set, two update domains.
 struct Pair {
@@ -29,10 +41,6 @@ struct Pair {
     a: Space,
     b: Space,
     _task: tokio::task::JoinHandle<std::io::Result<()>>,
-}
-
-fn need(path: &str, package: &str) {
-    assert!(Path::new(path).exists(), "{path} is missing: install the package {package}");
 }
 
 async fn pair() -> Pair {
@@ -113,13 +121,14 @@ fn monitor(agent: &str, guest: &Space, cluster: &Path) {
     command
         .arg(format!("PATH={path}"))
         .arg(format!("CLUSTER={}", cluster.display()))
-        .args(["OCF_ROOT=/usr/lib/ocf", "OCF_RESKEY_eventTypes=Freeze", "OCF_RESOURCE_INSTANCE=test"])
-        .args([&format!("{AGENTS}/{agent}"), "monitor"]);
+        .arg(format!("OCF_ROOT={}", client("root/usr/lib/ocf").display()))
+        .args(["OCF_RESKEY_eventTypes=Freeze", "OCF_RESOURCE_INSTANCE=test", "/usr/bin/python3"])
+        .arg(client(&format!("root/usr/lib/ocf/resource.d/heartbeat/{agent}")))
+        .arg("monitor");
     output(command);
 }
 
 async fn pacemaker(agent: &'static str, approver: &str, standby: (&str, &str, &str)) {
-    need(&format!("{AGENTS}/{agent}"), "resource-agents");
     let pair = pair().await;
     let folder = tempfile::tempdir().unwrap();
     let cluster = folder.path();
@@ -167,6 +176,16 @@ fn pacemakers_azure_events_takes_a_peer_through_a_whole_maintenance() {
     });
 }
 
+/// A Python program with the unpacked clients in reach.
+fn python(guest: &Space, program: &str) -> Command {
+    let mut command = guest.command("env");
+    command
+        .arg(format!("PYTHONPATH={}", client("root/usr/lib/python3/dist-packages").display()))
+        .arg(clients().join("venv/bin/python"))
+        .arg(source(program));
+    command
+}
+
 fn block_on(work: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work);
 }
@@ -175,10 +194,8 @@ fn block_on(work: impl Future<Output = ()>) {
 fn cloud_inits_azure_data_source_reads_the_instance() {
     in_own_namespaces("cloud_inits_azure_data_source_reads_the_instance", || {
         block_on(async {
-            need("/usr/lib/python3/dist-packages/cloudinit/sources/DataSourceAzure.py", "cloud-init");
             let pair = pair().await;
-            let mut command = pair.a.command("/usr/bin/python3");
-            command.arg(source("cloud_init.py"));
+            let command = python(&pair.a, "cloud_init.py");
             let seen: serde_json::Value = serde_json::from_str(&output(command)).unwrap();
             assert_eq!(
                 (&seen["user"], &seen["host"], &seen["no_password"]),
@@ -196,7 +213,6 @@ fn cloud_inits_azure_data_source_reads_the_instance() {
 fn one_hertz_pollers_of_a_set_see_every_step_in_order() {
     in_own_namespaces("one_hertz_pollers_of_a_set_see_every_step_in_order", || {
         block_on(async {
-            need("/usr/bin/python3", "python3");
             let pair = pair().await;
             let listen = |guest: &Space| {
                 guest.command("/usr/bin/python3").arg(source("listener.py")).stdout(Stdio::piped()).spawn().unwrap()
@@ -252,6 +268,31 @@ fn curl_and_node_keep_connections_and_post() {
             let seen: serde_json::Value = serde_json::from_str(&output(command)).unwrap();
             assert_eq!(seen["results"], serde_json::json!(vec![200; 15]));
             assert_eq!((&seen["name"], &seen["vmId"]), (&"vm-b".into(), &uuid::Uuid::from_u128(2).to_string().into()));
+        });
+    });
+}
+
+#[test]
+fn guest_agent_telemetry_and_identity_clients_of_two_languages() {
+    in_own_namespaces("guest_agent_telemetry_and_identity_clients_of_two_languages", || {
+        block_on(async {
+            let pair = pair().await;
+            let seen: serde_json::Value = serde_json::from_str(&output(python(&pair.a, "sdks.py"))).unwrap();
+            assert_eq!(seen["agent"], serde_json::json!([true, ""]), "{seen}");
+            assert_eq!(seen["agent_compute"], "vm-a");
+            assert_eq!(
+                (&seen["telemetry"]["host.name"], &seen["telemetry"]["cloud.region"]),
+                (&"vm-a".into(), &"here".into())
+            );
+            assert!(seen["identity"] != "a token" && seen["identity_seconds"].as_f64().unwrap() < 5.0, "{seen}");
+            let mut command = pair.b.command("env");
+            command
+                .arg(format!("CLIENTS={}", client("node").parent().unwrap().display()))
+                .arg("node")
+                .arg(source("sdks.mjs"));
+            let seen: serde_json::Value = serde_json::from_str(&output(command)).unwrap();
+            assert_eq!(seen["telemetry"]["host.name"], "vm-b", "{seen}");
+            assert!(seen["identity"] != "a token" && seen["seconds"].as_f64().unwrap() < 5.0, "{seen}");
         });
     });
 }
