@@ -16,6 +16,7 @@
 //! | [`service`] | the core, its writer thread, documents ready to send | threads |
 //! | [`caller_of`], [`serve`] | connections of guests | tokio |
 //! | [`control`] | orders of the agent, over a Unix socket | tokio |
+//! | [`link`] | the agent's end of it | tokio |
 //! | [`wire`], [`dhcp`] | firewall, routes, addresses | `nft`, `ip`, UDP |
 //! | [`webhook`], [`metrics`] | telling others | HTTP |
 //! | [`daemon`] | all of it as one process of few privileges | tokio |
@@ -33,6 +34,7 @@ pub mod fuzz;
 pub mod http;
 pub mod instance;
 pub mod limits;
+pub mod link;
 pub mod metrics;
 pub mod route;
 pub mod serve;

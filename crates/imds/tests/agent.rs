@@ -168,3 +168,57 @@ async fn a_webhook_is_signed_and_tried_until_it_is_taken_across_a_restart() {
     assert!(third.1.contains("fermata.event.removed.v1") && third.1.contains("cancelled"), "{}", third.1);
     delivery.abort();
 }
+
+#[tokio::test]
+async fn a_link_survives_the_services_restart_and_tells_open_gates_again() {
+    use fermata_imds::link::{Link, Told};
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("state.db");
+    let path = folder.path().join("imds.sock");
+    let open = |clock: HandClock| {
+        Service::open(Box::new(SqliteStore::open(&file).unwrap()), Arc::new(clock), settings()).unwrap()
+    };
+    let link = Arc::new(Link::new(path.clone()));
+    let (to, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let listening = {
+        let link = link.clone();
+        tokio::spawn(async move { link.listen(to).await })
+    };
+    let bounds = || [(vm("a"), PauseBound::AtMostMs(2_000))];
+    let announce =
+        || link.announce(job("m"), EventKind::Freeze, "kernel".to_owned(), Duration::from_secs(900), bounds());
+    // The runtime of the first service is dropped with every connection, as a killed process would drop them.
+    let first = tokio::task::spawn_blocking({
+        let (open, path) = (open(HandClock::new()), path.clone());
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let server = std::thread::spawn(move || {
+                runtime.block_on(async {
+                    let listener = UnixListener::bind(path).unwrap();
+                    tokio::select! { _ = control::serve(listener, open) => {}, _ = stopped => {} }
+                });
+            });
+            (stop, server)
+        }
+    })
+    .await
+    .unwrap();
+    link.sync(vec![VmRecord::new(vm("a")), VmRecord::new(vm("b"))]).await.unwrap();
+    link.sync(vec![VmRecord::new(vm("a"))]).await.unwrap();
+    announce().await.unwrap();
+    assert_eq!(told.recv().await, Some(Told::GateOpened(job("m"))), "nobody asked, so no notice is owed");
+    drop(first.0);
+    tokio::task::spawn_blocking(move || first.1.join().unwrap()).await.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let service = open(HandClock::new());
+    tokio::spawn(control::serve(UnixListener::bind(&path).unwrap(), service.clone()));
+    assert_eq!(told.recv().await, Some(Told::GateOpened(job("m"))), "told again");
+    announce().await.expect("the same announcement changes nothing");
+    assert_eq!(service.read(|state, _| (state.vms().count(), state.events().count())), (1, 1));
+    link.apply(Input::Start { job: job("m") }).await.unwrap();
+    link.apply(Input::Finish { job: job("m"), outcome: Outcome::Undone }).await.unwrap();
+    while told.recv().await != Some(Told::Over(job("m"), Outcome::Undone)) {}
+    drop(told);
+    listening.await.unwrap();
+}
