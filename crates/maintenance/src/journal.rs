@@ -423,3 +423,23 @@ impl<L: Log> Log for &mut L {
         (**self).append(maintenance, first, entries, durability)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::{Mono, Now};
+
+    #[test]
+    fn no_space_is_told_as_a_full_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(&folder.path().join("journal.db")).unwrap();
+        let pages: i64 = journal.db.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        journal.db.pragma_update(None, "max_page_count", pages).unwrap();
+        assert!(matches!(journal.check_room(), Err(JournalError::Full { .. })));
+        let at = Now { mono: Mono(0), wall: Wall(0) };
+        let entry = Stamped { at, entry: Entry::Approved { by: "x".repeat(100_000) } };
+        journal.db.pragma_update(None, "foreign_keys", false).unwrap();
+        let failure = journal.append(&"m-1".parse().unwrap(), 0, &[entry], Durability::Power).unwrap_err();
+        assert!(failure.text.contains("disk is full") && !failure.superseded, "{failure}");
+    }
+}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use fermata_maintenance::authority::Authority;
 use fermata_maintenance::dead_man::{Client, Guarded, Settings, Vmm, mono_now, serve};
 use fermata_maintenance::journal::Journal;
 use fermata_maintenance::machine::{Entry, Owner, Stamped, plan};
@@ -201,20 +202,16 @@ async fn a_vm_between_two_vmms_goes_on_when_the_journal_names_the_new_one() {
 
 #[tokio::test]
 async fn a_contested_vm_is_left_alone_while_another_agent_is_in_charge() {
-    let host = Host::new(Owner::Old).await;
+    let mut host = Host::new(Owner::Old).await;
     let mut client = host.dead_man().await;
-    // A child of the agent that kept the lock stands for a new agent: the lock is taken though the agent is dead.
-    let mut other = Command::new("flock")
-        .args(["--no-fork", host.path("authority").to_str().unwrap(), "sleep", "600"])
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+    // The agent that armed is dead, and the next one is in charge already: this test.
+    host.agent.kill().await.unwrap();
+    let _authority = Authority::take(&host.path("authority"), Duration::from_secs(5)).await.unwrap();
     client.arm(soon(), vec![host.guarded(true)]).await.unwrap();
     // It is asked in the middle of its tries, so it may have to finish one first.
     let fired = after_the_deadline(&mut client).await;
     assert!(fired.is_empty(), "{fired:?}");
     assert_eq!(host.runs(), (false, false));
-    other.kill().await.unwrap();
 }
 
 #[tokio::test]
