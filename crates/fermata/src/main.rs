@@ -1,6 +1,7 @@
 //! `fermata`: the agent of a host, the operator's commands, and the launcher of VMMs, in one binary.
 
 mod console;
+mod event;
 mod host;
 mod maintenance;
 mod output;
@@ -52,6 +53,14 @@ enum Command {
     /// Let VMs go on if nobody ends their pause in time (started by the agent, not by people).
     #[command(hide = true)]
     DeadMan(maintenance::DeadMan),
+    /// What guests are told about maintenance, and what they answered.
+    Event(event::Service),
+    /// Run the metadata service of this host.
+    Imds {
+        /// Its configuration; defaults when absent.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
     /// Become a VMM with the descriptors that the agent hands over (started by systemd, not by people).
     #[command(hide = true)]
     VmmExec {
@@ -92,6 +101,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
             Command::Vm(command) => vm::run(command, &client, json).await,
             Command::Host(command) => host::run(command, &client, json).await,
+            Command::Event(service) => event::run(service, json).await,
+            Command::Imds { config } => {
+                start_log();
+                event::serve(config.as_deref()).await
+            }
             Command::Update(command) => maintenance::update(command, &client, json).await,
             Command::Maintenance(command) => maintenance::run(command, &client, json).await,
             Command::DeadMan(dead_man) => {

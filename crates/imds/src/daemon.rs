@@ -6,7 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -43,9 +43,29 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Reads them from a TOML file; what it does not say is as in [`Options::default`].
+    ///
+    /// # Errors
+    /// Names the file and the line.
+    pub fn read(path: &Path) -> Result<Self, DaemonError> {
+        let failed = |reason: String| DaemonError::Options { path: path.to_owned(), reason };
+        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        toml::from_str(&text).map_err(|error| failed(error.to_string()))
+    }
+}
+
 /// Why the process ends.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
+    /// The configuration.
+    #[error("imds: configuration {path}: {reason}; correct it, or leave it away for the defaults")]
+    Options {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -122,4 +142,26 @@ pub async fn run(options: Options, callers: Option<Arc<dyn CallerOf>>) -> Result
         () = service.run_webhooks() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_says_what_differs_and_nothing_unknown() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("imds.toml");
+        std::fs::write(
+            &path,
+            "[settings.limits]\nopen = 8\n[settings.events]\nlead_ms = 3000\n[settings.events.policy]\nwho = \"quorum\"\nneeded = 2\n[[settings.webhooks]]\nurl = \"http://h/x\"\nsecret = \"s\"\n",
+        )
+        .unwrap();
+        let options = Options::read(&path).unwrap();
+        assert_eq!((options.settings.limits.open, options.settings.events.lead_ms), (8, 3_000));
+        assert_eq!(options.listen, Options::default().listen);
+        std::fs::write(&path, "speed = 9\n").unwrap();
+        let refusal = Options::read(&path).unwrap_err().to_string();
+        assert!(refusal.contains("imds.toml") && refusal.contains("speed"), "{refusal}");
+    }
 }

@@ -44,6 +44,9 @@ pub mod store;
 pub mod webhook;
 pub mod wire;
 
+/// The events core, for users of [`control`] and [`link`].
+pub use fermata_events;
+
 pub use caller_of::{ByListener, ByMark, BySource, CallerOf};
 pub use clock::{Clock, SystemClock};
 pub use serve::serve;
