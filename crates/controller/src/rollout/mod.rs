@@ -27,12 +27,14 @@ mod budget;
 mod definition;
 mod explain;
 mod input;
+mod of_plan;
 mod operator;
 mod replay;
 mod state;
 mod step;
 
 use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 pub use agenda::Need;
@@ -48,6 +50,13 @@ pub use step::Refusal;
 pub struct Rollout {
     definition: Arc<Definition>,
     state: State,
+}
+
+impl Hash for Rollout {
+    // The definition never changes under a rollout, so states alone tell rollouts of one definition apart.
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.state.hash(hasher);
+    }
 }
 
 impl Rollout {
