@@ -44,7 +44,7 @@ fn fleet(random: &mut Random) -> Fleet {
     for set in 0..sets {
         let mut spec = SetSpec::new(name("s", set).parse().expect(sound));
         spec.update_domains = u8::try_from(2 + random.below(3)).expect(sound);
-        spec.recovery_s = u32::try_from(random.below(120)).expect(sound);
+        spec.recovery_s = u32::try_from(random.below(60)).expect(sound);
         builder.add_set(spec).expect(sound);
     }
     for host in 0..hosts {
@@ -102,9 +102,9 @@ fn rollout(random: &mut Random, fleet: &Fleet, number: u64, begin: Timestamp) ->
     let plan = fermata_planner::make(fleet, &request, &mut || false).expect("the policy is sound");
     let update = UpdateRef { name: format!("u{number}"), digest: String::new(), mechanism: Mechanism::Swap };
     let rules = Rules {
-        notice: Duration::from_secs(random.below(120)),
-        host_soak: Duration::from_secs(random.below(60)),
-        health_limit: Duration::from_mins(5),
+        notice: Duration::from_secs(random.below(60)),
+        host_soak: Duration::from_secs(random.below(30)),
+        health_limit: Duration::from_mins(2),
         preflight_limit: Duration::from_secs(20),
         preflight_retry: Duration::from_secs(10),
         max_failed_hosts: u32::try_from(random.below(6)).unwrap_or(0),

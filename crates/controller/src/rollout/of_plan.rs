@@ -40,7 +40,8 @@ impl Definition {
             soak: seconds(stage.soak_s),
             approval: stage.approval,
         });
-        let windows_end_at = policy.windows_end_after_s.map(|after| super::step::after(plan.starts_at(), seconds(after)));
+        let windows_end_at =
+            policy.windows_end_after_s.map(|after| super::step::after(plan.starts_at(), seconds(after)));
         Ok(Self {
             id,
             reason,
