@@ -10,6 +10,9 @@
 //! | [`order`] | what goes to an agent and what comes back | data |
 //! | [`records`] | where everything lies in the store | yes |
 //! | [`session`] | a controller's memory of one rollout, and the transaction that makes a decision true | yes |
+//! | [`service`], [`api`], [`client`], [`wire`] | the controller around the cores, its HTTP API, and who talks to it | no |
+//! | [`agent_link`] | the agent's side of the link | no |
+//! | [`pki`], [`identity`] | the controller's own CA, tokens, roles | no |
 //! | [`gate`] | the agent's side: which orders it obeys, and when it may touch a VM (P5) | yes |
 //!
 //! # Why P4 holds without a leader
@@ -20,9 +23,17 @@
 //! given back only when the agent has said that it will never touch a VM for that order again: because it has finished,
 //! or because it stood down, which raises its generation first.
 
+pub mod agent_link;
+pub mod api;
+pub mod client;
 pub mod gate;
+pub mod identity;
 pub mod lock;
 pub mod order;
+pub mod pki;
 pub mod records;
 pub mod rollout;
+pub mod server;
+pub mod service;
 pub mod session;
+pub mod wire;

@@ -111,7 +111,7 @@ fn rollout(random: &mut Random, fleet: &Fleet, number: u64, begin: Timestamp) ->
         ..Rules::default()
     };
     let id = RolloutId(format!("r{number}"));
-    let definition = Definition::of_plan(id, "simulated".into(), vec![update], &plan, fleet, rules)
+    let definition = Definition::of_plan(id, "simulated".into(), vec![update], &plan, fleet, &rules)
         .expect("the inventory is the one the plan was made for");
     (plan, Arc::new(definition))
 }

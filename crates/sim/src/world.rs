@@ -290,7 +290,7 @@ impl World {
     }
 
     /// Sends a message through the network: perhaps lost, perhaps twice, whenever.
-    fn send(&mut self, controller: usize, host: &HostName, to_agent: bool, message: Message) {
+    fn send(&mut self, controller: usize, host: &HostName, to_agent: bool, message: &Message) {
         let bit = self.agents.keys().position(|name| name == host).unwrap_or(0);
         let parted = self.parted[controller] >> (bit % 64) & 1 == 1;
         if !self.calm() && (parted || self.random.percent(self.loss)) {

@@ -22,7 +22,7 @@ impl Definition {
         updates: Vec<UpdateRef>,
         plan: &Plan,
         fleet: &Fleet,
-        rules: Rules,
+        rules: &Rules,
     ) -> Result<Self, StalePlan> {
         plan.check_inputs(fleet)?;
         let policy = plan.policy();
@@ -50,7 +50,7 @@ impl Definition {
             order,
             hosts,
             stages: stages.collect(),
-            rules: Rules { limits: policy.limits.clone(), windows_end_at, ..rules },
+            rules: Rules { limits: policy.limits.clone(), windows_end_at, ..rules.clone() },
         })
     }
 }

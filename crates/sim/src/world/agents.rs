@@ -25,7 +25,7 @@ impl World {
         }
         let agent = self.agents.get_mut(host).expect("agents stay");
         if let Some(Do::Begin(order)) = agent.gate.tick(now) {
-            self.begin(host, order)?;
+            self.begin(host, &order)?;
         }
         self.report(host);
         Ok(())
@@ -42,8 +42,8 @@ impl World {
         }
     }
 
-    fn begin(&mut self, host: &HostName, order: Order) -> Result<(), Violation> {
-        self.judge.begins(&order, self.true_time())?;
+    fn begin(&mut self, host: &HostName, order: &Order) -> Result<(), Violation> {
+        self.judge.begins(order, self.true_time())?;
         self.summary.visits += 1;
         let work = 500 + self.random.below(60_000);
         let outcome = match self.random.below(100) {
@@ -87,7 +87,7 @@ impl World {
     fn report(&mut self, host: &HostName) {
         let report = self.agents[host].gate.report();
         let to = usize::from(self.random.percent(50));
-        self.send(to, host, false, Message::Report(report));
+        self.send(to, host, false, &Message::Report(report));
     }
 
     pub(super) fn arrives(&mut self, at: Node, message: Message) {
@@ -135,7 +135,7 @@ impl World {
             Message::AskPreflight { controller, rollout, asked } => {
                 let refusal = (!self.calm() && self.random.percent(10)).then(|| "simulated".to_owned());
                 let answer = Message::Preflight { rollout, host: host.clone(), asked, refusal };
-                self.send(controller, host, false, answer);
+                self.send(controller, host, false, &answer);
             }
             Message::AskHealth { controller, rollout } => {
                 let agent = &self.agents[host];
@@ -145,7 +145,7 @@ impl World {
                 if healthy {
                     self.judge.healthy(host, self.true_time());
                 }
-                self.send(controller, host, false, Message::Health { rollout, host: host.clone(), unhealthy });
+                self.send(controller, host, false, &Message::Health { rollout, host: host.clone(), unhealthy });
             }
             Message::Preflight { .. } | Message::Health { .. } | Message::Report(_) => {}
         }

@@ -17,7 +17,7 @@ impl World {
         self.offer(number);
         while !self.controllers[number].busy {
             let Some((rollout, input)) = self.controllers[number].inbox.pop_front() else { break };
-            self.decide(number, rollout, input);
+            self.decide(number, rollout, &input);
         }
         if self.controllers[number].busy {
             return;
@@ -37,20 +37,20 @@ impl World {
         let needs: Vec<Need> = needs.take(4).collect();
         if needs.is_empty() {
             // Follows what the other one does; also how it learns that a rollout was started.
-            self.decide(number, rollout, Input::Tick);
+            self.decide(number, rollout, &Input::Tick);
         }
         for need in needs {
             match need {
-                Need::Give(input) => self.decide(number, rollout, input),
+                Need::Give(input) => self.decide(number, rollout, &input),
                 Need::Preflight { host, asked } => {
                     let message = Message::AskPreflight { controller: number, rollout, asked };
-                    self.send(number, &host, true, message);
+                    self.send(number, &host, true, &message);
                     // The session may be behind; a look at the log finds out.
-                    self.decide(number, rollout, Input::Tick);
+                    self.decide(number, rollout, &Input::Tick);
                 }
                 Need::Health(host) => {
-                    self.send(number, &host, true, Message::AskHealth { controller: number, rollout });
-                    self.decide(number, rollout, Input::Tick);
+                    self.send(number, &host, true, &Message::AskHealth { controller: number, rollout });
+                    self.decide(number, rollout, &Input::Tick);
                 }
             }
         }
@@ -65,12 +65,12 @@ impl World {
             let slot = self.store.range(&slot_key(&host)).into_iter().find(|row| row.key == slot_key(&host));
             let order = slot.and_then(|row| decode::<Slot>(row).ok()).and_then(|slot| slot.order);
             if let Some(order) = order {
-                self.send(number, &host, true, Message::Offer(order));
+                self.send(number, &host, true, &Message::Offer(order));
             }
         }
     }
 
-    fn decide(&mut self, number: usize, rollout: usize, input: Input) {
+    fn decide(&mut self, number: usize, rollout: usize, input: &Input) {
         if self.controllers[number].busy {
             return;
         }

@@ -1,0 +1,61 @@
+//! TLS around the API.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::Shown;
+use crate::pki::fingerprint;
+
+/// Why the API ended.
+#[derive(Debug, thiserror::Error)]
+#[error("accepting connections: {0}")]
+pub struct ServeError(#[from] std::io::Error);
+
+/// How long a client may take for its handshake and for the head of a request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves the API until the listener fails.
+///
+/// # Errors
+/// [`ServeError`] of the listener; a single connection's errors end that connection only.
+pub async fn serve(listener: TcpListener, tls: ServerConfig, router: Router) -> Result<(), ServeError> {
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    // Ends every connection with the server: none may answer for a controller that is gone.
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, peer) = listener.accept().await?;
+        while connections.try_join_next().is_some() {}
+        let (acceptor, router) = (acceptor.clone(), router.clone());
+        connections.spawn(async move {
+            if let Err(error) = connection(stream, acceptor, router).await {
+                tracing::debug!(%peer, %error, "connection ended");
+            }
+        });
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    stream.set_nodelay(true)?;
+    let stream = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await??;
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(fingerprint);
+    let service = TowerToHyperService::new(router.layer(Extension(Shown(shown))));
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), service)
+        .await?;
+    Ok(())
+}

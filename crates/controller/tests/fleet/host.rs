@@ -1,0 +1,143 @@
+//! Hosts whose work is played; everything they do goes into one journal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fermata_controller::agent_link::{HostWork, Work};
+use fermata_controller::order::{Generation, Order, Outcome, Scope, UpdateRef};
+use fermata_controller::rollout::VmTrouble;
+use fermata_controller::wire::{Elsewhere, HostReport, VmReport};
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+pub(crate) struct Played {
+    journal: watch::Sender<Vec<String>>,
+    lasts: Mutex<Duration>,
+    refusals: Mutex<BTreeMap<String, String>>,
+    undone: Mutex<BTreeMap<String, String>>,
+}
+
+impl Default for Played {
+    fn default() -> Self {
+        Self {
+            journal: watch::Sender::new(Vec::new()),
+            lasts: Mutex::new(Duration::from_millis(50)),
+            refusals: Mutex::default(),
+            undone: Mutex::default(),
+        }
+    }
+}
+
+impl Played {
+    pub(crate) fn journal(&self) -> Vec<String> {
+        self.journal.borrow().clone()
+    }
+
+    pub(crate) async fn until(&self, wanted: impl Fn(&[String]) -> bool) {
+        let mut watch = self.journal.subscribe();
+        let found = tokio::time::timeout(Duration::from_secs(60), watch.wait_for(|journal| wanted(journal)));
+        found.await.unwrap_or_else(|_| panic!("it did not happen: {:?}", self.journal())).unwrap();
+    }
+
+    pub(crate) fn work_lasts(&self, time: Duration) {
+        *self.lasts.lock().unwrap() = time;
+    }
+
+    pub(crate) fn refuses(&self, host: &str, reason: &str) {
+        self.refusals.lock().unwrap().insert(host.to_owned(), reason.to_owned());
+    }
+
+    pub(crate) fn undoes(&self, host: &str, reason: &str) {
+        self.undone.lock().unwrap().insert(host.to_owned(), reason.to_owned());
+    }
+
+    fn note(&self, line: String) {
+        self.journal.send_modify(|journal| journal.push(line));
+    }
+}
+
+pub(crate) struct Host {
+    name: String,
+    vms: Vec<VmReport>,
+    world: Arc<Played>,
+    begun: Mutex<BTreeMap<Generation, Instant>>,
+}
+
+impl Host {
+    pub(crate) fn new(name: &str, sets: &[(&str, u8)], world: Arc<Played>) -> Self {
+        let vm = |(set, domain): &(&str, u8)| VmReport {
+            name: format!("{set}-{name}").parse().unwrap(),
+            set: Some(set.parse().unwrap()),
+            update_domain: Some(u32::from(*domain).try_into().unwrap()),
+        };
+        let vms = sets.iter().map(vm).collect();
+        Self { name: name.to_owned(), vms, world, begun: Mutex::default() }
+    }
+}
+
+impl HostWork for Host {
+    fn host(&self) -> Work<'_, HostReport> {
+        Box::pin(async move {
+            HostReport {
+                rack: None,
+                zone: None,
+                fault_domain: None,
+                labels: BTreeMap::new(),
+                kernel: "6.12".into(),
+                vmms: vec!["10.0".into()],
+                vault: "memfd".into(),
+                vms: self.vms.clone(),
+            }
+        })
+    }
+
+    fn preflight<'a>(&'a self, _updates: &'a [UpdateRef]) -> Work<'a, Result<(), String>> {
+        Box::pin(async move { self.world.refusals.lock().unwrap().get(&self.name).cloned().map_or(Ok(()), Err) })
+    }
+
+    fn announce<'a>(&'a self, _order: &'a Order, _not_before: Timestamp) -> Work<'a, ()> {
+        Box::pin(async move { self.world.note(format!("{} announces", self.name)) })
+    }
+
+    fn cancel<'a>(&'a self, _order: &'a Order) -> Work<'a, ()> {
+        Box::pin(async move { self.world.note(format!("{} cancels", self.name)) })
+    }
+
+    fn elsewhere<'a>(&'a self, visits: &'a [Elsewhere]) -> Work<'a, ()> {
+        Box::pin(async move {
+            for visit in visits {
+                self.world.note(format!("{} tells of {}", self.name, visit.order.host));
+            }
+        })
+    }
+
+    fn approved<'a>(&'a self, _order: &'a Order, _scopes: &'a BTreeSet<Scope>) -> Work<'a, BTreeSet<Scope>> {
+        Box::pin(async { BTreeSet::new() })
+    }
+
+    fn begin<'a>(&'a self, order: &'a Order) -> Work<'a, ()> {
+        Box::pin(async move {
+            self.begun.lock().unwrap().entry(order.generation).or_insert_with(|| {
+                self.world.note(format!("{} begins", self.name));
+                Instant::now()
+            });
+        })
+    }
+
+    fn outcome(&self, generation: Generation) -> Work<'_, Option<Outcome>> {
+        Box::pin(async move {
+            let begun = self.begun.lock().unwrap().get(&generation).copied()?;
+            if begun.elapsed() < *self.world.lasts.lock().unwrap() {
+                return None;
+            }
+            self.world.note(format!("{} ends", self.name));
+            let undone = self.world.undone.lock().unwrap().get(&self.name).cloned();
+            Some(undone.map_or(Outcome::Updated, Outcome::Undone))
+        })
+    }
+
+    fn health(&self) -> Work<'_, Vec<VmTrouble>> {
+        Box::pin(async { Vec::new() })
+    }
+}
