@@ -12,6 +12,7 @@
 //! | [`session`] | a controller's memory of one rollout, and the transaction that makes a decision true | yes |
 //! | [`service`], [`api`], [`client`], [`wire`] | the controller around the cores, its HTTP API, and who talks to it | no |
 //! | [`agent_link`] | the agent's side of the link | no |
+//! | [`cli`], [`report`] | the operator's commands, and what happened, from the log alone | no |
 //! | [`pki`], [`identity`] | the controller's own CA, tokens, roles | no |
 //! | [`gate`] | the agent's side: which orders it obeys, and when it may touch a VM (P5) | yes |
 //!
@@ -25,6 +26,7 @@
 
 pub mod agent_link;
 pub mod api;
+pub mod cli;
 pub mod client;
 pub mod gate;
 pub mod identity;
@@ -32,6 +34,7 @@ pub mod lock;
 pub mod order;
 pub mod pki;
 pub mod records;
+pub mod report;
 pub mod rollout;
 pub mod server;
 pub mod service;

@@ -8,7 +8,9 @@ mod stage;
 
 use std::time::Duration;
 
+use clap::Parser as _;
 use fermata_controller::api::openapi;
+use fermata_controller::cli;
 use fermata_controller::client::{Client, ClientError};
 use fermata_controller::identity::{Identity, Role};
 use fermata_controller::pki::Trust;
@@ -93,6 +95,66 @@ async fn a_visit_that_is_undone_stops_the_rollout_and_keeps_the_evidence() {
     let rollout: serde_json::Value = stage.operator.get("/v1/rollouts/patch").await.unwrap();
     let evidence = &rollout["state"]["phase"]["ended"]["failed"];
     assert!(evidence["failed"].to_string().contains("state did not load"), "{evidence}");
+}
+
+#[derive(clap::Parser)]
+enum Fermata {
+    #[command(subcommand)]
+    Set(cli::SetCommand),
+    #[command(subcommand)]
+    Fleet(cli::FleetCommand),
+    #[command(subcommand)]
+    Rollout(cli::RolloutCommand),
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_session_by_the_commands() {
+    let stage = Stage::new(&HOSTS).await;
+    let connection = stage.connection();
+    let run = async |line: &str| {
+        let shown = match Fermata::try_parse_from(format!("fermata {line}").split(' ')).unwrap() {
+            Fermata::Set(command) => cli::set(command, &connection).await,
+            Fermata::Fleet(command) => cli::fleet(command, &connection).await,
+            Fermata::Rollout(command) => cli::rollout(command, &connection).await,
+        };
+        shown.map(|shown| shown.text).map_err(|error| error.to_string())
+    };
+    assert!(run("set create web --recovery 0").await.is_ok());
+    assert!(run("set create web").await.unwrap_err().contains("fixed for life"));
+    assert!(run("set create big --update-domains 21").await.unwrap_err().contains("20"));
+    let web = run("set show web").await.unwrap();
+    assert!(web.contains("web-h1") && web.contains("update domain 1"), "{web}");
+    assert!(run("fleet list").await.unwrap().contains("h3"));
+    assert!(run("fleet check").await.unwrap().starts_with("alignment"));
+
+    let update = stage.folder.path().join("qemu.toml");
+    std::fs::write(&update, "an update").unwrap();
+    let plan =
+        format!("rollout plan {} --mechanism swap --reason CVE --name patch --notice 0 --recovery 0", update.display());
+    let dry = run(&format!("{plan} --dry-run")).await.unwrap();
+    assert!(dry.contains("no plan can beat") && dry.contains("nothing was kept"), "{dry}");
+    assert!(run("rollout start patch").await.unwrap_err().contains("no rollout `patch`"));
+    assert!(run(&plan).await.unwrap().contains("next: fermata rollout start patch"));
+    assert!(run(&plan).await.unwrap_err().contains("exists"));
+    assert!(run("fleet cordon h2").await.is_ok());
+    assert_eq!(run("rollout start patch --reason go").await.unwrap(), "rollout patch: running");
+    stage
+        .until("/v1/rollouts/patch/explain?host=h2", |all: &Vec<Explanation>| {
+            all[0].wait == Some(fermata_controller::rollout::Wait::Cordoned)
+        })
+        .await;
+    let explained = run("rollout explain patch --host h2").await.unwrap();
+    assert!(explained.contains("waiting: it is cordoned"), "{explained}");
+    assert!(run("fleet uncordon h2").await.is_ok());
+    let mut shown = Vec::new();
+    assert_eq!(cli::watch(&stage.operator, "patch", &mut shown).await.unwrap(), "ended (completed)");
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.contains("done"), "{shown}");
+    let report = run("rollout report patch").await.unwrap();
+    assert!(report.contains("updated") && report.contains("admin: \"start\": go"), "{report}");
+    assert_eq!(run("rollout check patch").await.unwrap(), "no promise was broken");
+    assert!(run("rollout list").await.unwrap().contains("3 done"));
+    assert!(run("rollout pause patch").await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fermata_controller::agent_link::{self, Journal, Link};
+use fermata_controller::cli::Connection;
 use fermata_controller::client::{Client, ClientError};
 use fermata_controller::pki::Trust;
 use fermata_controller::server;
@@ -19,6 +20,7 @@ pub(crate) struct Stage {
     pub(crate) folder: TempDir,
     pub(crate) address: String,
     pub(crate) operator: Client,
+    token: String,
     pub(crate) world: Arc<Played>,
     controller: Option<JoinHandle<()>>,
     agents: Vec<JoinHandle<()>>,
@@ -37,8 +39,16 @@ impl Stage {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let trust = Trust::Ca(std::fs::read_to_string(made.ca).unwrap());
-        let operator = Client::new(&address, &trust, None, Some(made.admin_token)).unwrap();
-        let mut stage = Self { folder, address, operator, world: Arc::default(), controller: None, agents: Vec::new() };
+        let operator = Client::new(&address, &trust, None, Some(made.admin_token.clone())).unwrap();
+        let mut stage = Self {
+            folder,
+            address,
+            operator,
+            token: made.admin_token,
+            world: Arc::default(),
+            controller: None,
+            agents: Vec::new(),
+        };
         stage.serve(listener);
         for (name, sets) in hosts {
             stage.add_host(name, sets).await;
@@ -69,6 +79,14 @@ impl Stage {
     pub(crate) fn client(&self, token: Option<String>) -> Client {
         let ca = std::fs::read_to_string(self.folder.path().join("ca.pem")).unwrap();
         Client::new(&self.address, &Trust::Ca(ca), None, token).unwrap()
+    }
+
+    pub(crate) fn connection(&self) -> Connection {
+        Connection {
+            controller: self.address.clone(),
+            ca: self.folder.path().join("ca.pem"),
+            token: self.token.clone(),
+        }
     }
 
     pub(crate) fn agent_client(&self, host: &str) -> Client {

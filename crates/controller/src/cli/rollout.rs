@@ -1,0 +1,239 @@
+//! `fermata rollout`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use fermata_model::{HostName, Mechanism};
+use serde_json::Value;
+
+use super::{CliError, Connection, Shown};
+use crate::client::Client;
+use crate::order::{RolloutId, UpdateRef};
+use crate::report;
+use crate::rollout::{Entry, Explanation, Rules};
+use crate::wire::{Command, NewRollout, Planned, RolloutLine};
+
+/// `fermata rollout`.
+#[derive(Debug, Subcommand)]
+pub enum RolloutCommand {
+    /// Plan a rollout: order, forecast, lower bound. Nothing is touched before `start`.
+    Plan(Plan),
+    /// Begin.
+    Start(Target),
+    /// Show what changes until it has ended.
+    Watch {
+        /// The rollout.
+        rollout: String,
+    },
+    /// Touch no further VM, of the whole rollout or of one host.
+    Pause(Target),
+    /// Go on.
+    Resume(Target),
+    /// End it; every host is left whole.
+    Abort(Target),
+    /// Leave a host out.
+    Skip(Target),
+    /// Try a failed or skipped host again.
+    Retry(Target),
+    /// Approve the next stage, or with --host a host or its announced visit.
+    Approve(Target),
+    /// Give up a host that will never come back. Needs the role admin and a reason.
+    GiveUp(Target),
+    /// Why hosts stand where they stand.
+    Explain {
+        /// The rollout.
+        rollout: String,
+        /// Only this host.
+        #[arg(long)]
+        host: Option<HostName>,
+    },
+    /// What happened, host by host, with the audit log.
+    Report {
+        /// The rollout.
+        rollout: String,
+    },
+    /// Derive the log again and have the independent checker look at what happened.
+    Check {
+        /// The rollout.
+        rollout: String,
+    },
+    /// All rollouts.
+    List,
+}
+
+/// What to plan.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// Update files.
+    #[arg(required = true)]
+    updates: Vec<PathBuf>,
+    /// How the updates reach hosts: none, hold, swap or kexec.
+    #[arg(long, value_parser = mechanism)]
+    mechanism: Mechanism,
+    /// Its name; one is made up when absent.
+    #[arg(long)]
+    name: Option<String>,
+    /// Why it is done.
+    #[arg(long)]
+    reason: String,
+    /// Only these hosts.
+    #[arg(long = "host")]
+    hosts: Vec<HostName>,
+    /// Limits, stages and windows, as JSON.
+    #[arg(long)]
+    policy: Option<PathBuf>,
+    /// Notice for guests, in seconds.
+    #[arg(long)]
+    notice: Option<u64>,
+    /// Rest of a set between two parts, in seconds, instead of what each set says.
+    #[arg(long)]
+    recovery: Option<u32>,
+    /// How many hosts may fail.
+    #[arg(long, default_value_t = 0)]
+    max_failed_hosts: u32,
+    /// Only show the plan.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// A rollout, or a host in it, with the reason of an order.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// The rollout.
+    rollout: String,
+    /// The host.
+    #[arg(long)]
+    host: Option<HostName>,
+    /// Why; goes to the audit log.
+    #[arg(long, default_value = "")]
+    reason: String,
+}
+
+fn mechanism(text: &str) -> Result<Mechanism, String> {
+    serde_json::from_value(Value::from(text))
+        .map_err(|_| format!("`{text}` is no mechanism; use none, hold, swap or kexec"))
+}
+
+/// Runs `fermata rollout`.
+///
+/// # Errors
+/// [`CliError`].
+pub async fn run(command: RolloutCommand, connection: &Connection) -> Result<Shown, CliError> {
+    let client = connection.client()?;
+    match command {
+        RolloutCommand::Plan(new) => plan(&client, new).await,
+        RolloutCommand::Start(target) => order(&client, "start", target).await,
+        RolloutCommand::Pause(target) => order(&client, "pause", target).await,
+        RolloutCommand::Resume(target) => order(&client, "resume", target).await,
+        RolloutCommand::Abort(target) => order(&client, "abort", target).await,
+        RolloutCommand::Skip(target) => order(&client, "skip", target).await,
+        RolloutCommand::Retry(target) => order(&client, "retry", target).await,
+        RolloutCommand::Approve(target) => order(&client, "approve", target).await,
+        RolloutCommand::GiveUp(target) => order(&client, "give-up", target).await,
+        RolloutCommand::Watch { rollout } => {
+            let phase = super::watch(&client, &rollout, &mut std::io::stdout()).await?;
+            Ok(Shown::new(serde_json::json!({ "phase": phase }), String::new()))
+        }
+        RolloutCommand::Explain { rollout, host } => {
+            let only = host.map_or_else(String::new, |host| format!("?host={host}"));
+            let all: Vec<Explanation> = client.get(&format!("/v1/rollouts/{rollout}/explain{only}")).await?;
+            let text = all.iter().map(explanation).collect::<String>();
+            Ok(Shown::new(serde_json::json!(all), text))
+        }
+        RolloutCommand::Report { rollout } => {
+            let log: Vec<Entry> = client.get(&format!("/v1/rollouts/{rollout}/log")).await?;
+            let state: Value = client.get(&format!("/v1/rollouts/{rollout}")).await?;
+            let report = report::of(&log);
+            let text = format!("rollout {rollout}: {}\n{report}", state["state"]["phase"]);
+            Ok(Shown::new(serde_json::json!({ "rollout": state, "hosts": report.hosts, "log": log }), text))
+        }
+        RolloutCommand::Check { rollout } => {
+            let found: Value = client.get(&format!("/v1/rollouts/{rollout}/check")).await?;
+            let violations = found["violations"].as_array().into_iter().flatten();
+            let text: String = violations.map(|text| format!("{}\n", text.as_str().unwrap_or_default())).collect();
+            let text = if text.is_empty() { "no promise was broken".to_owned() } else { text };
+            Ok(Shown::new(found, text))
+        }
+        RolloutCommand::List => {
+            let all: Vec<RolloutLine> = client.get("/v1/rollouts").await?;
+            let text = all.iter().map(|line| {
+                let hosts: Vec<String> = line.hosts.iter().map(|(phase, count)| format!("{count} {phase}")).collect();
+                format!("{:<24} {:<10} {} ({})\n", line.id, line.phase, line.reason, hosts.join(", "))
+            });
+            let text: String = text.collect();
+            Ok(Shown::new(serde_json::json!(all), text))
+        }
+    }
+}
+
+fn update(path: &Path, mechanism: Mechanism) -> Result<UpdateRef, CliError> {
+    let bytes = std::fs::read(path).map_err(|source| CliError::Io { path: path.to_owned(), source })?;
+    let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok(UpdateRef { name, digest: crate::pki::sha256(&bytes), mechanism })
+}
+
+async fn plan(client: &Client, new: Plan) -> Result<Shown, CliError> {
+    let updates: Result<Vec<UpdateRef>, CliError> =
+        new.updates.iter().map(|path| update(path, new.mechanism)).collect();
+    let mut policy = match &new.policy {
+        None => fermata_planner::Policy::default(),
+        Some(path) => {
+            let text = std::fs::read(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
+            let wrong = |error: serde_json::Error| CliError::File { path: path.clone(), reason: error.to_string() };
+            serde_json::from_slice(&text).map_err(wrong)?
+        }
+    };
+    if !new.hosts.is_empty() {
+        policy.only = Some(new.hosts.into_iter().collect::<BTreeSet<_>>());
+    }
+    if new.recovery.is_some() {
+        policy.recovery_s = new.recovery;
+    }
+    let mut rules = Rules { max_failed_hosts: new.max_failed_hosts, ..Rules::default() };
+    if let Some(notice) = new.notice {
+        rules.notice = Duration::from_secs(notice);
+    }
+    let id = new.name.map(RolloutId);
+    let request = NewRollout { id, reason: new.reason, updates: updates?, policy, rules, dry_run: new.dry_run };
+    let planned: Planned = client.post("/v1/rollouts", &request).await?;
+    let mut text = String::new();
+    for line in &planned.hosts {
+        text.push_str(&format!("{:<24} {:<10} {} to {}\n", line.host, line.stage, line.start, line.end));
+    }
+    for (host, why) in &planned.excluded {
+        text.push_str(&format!("{host:<24} left out: {why}\n"));
+    }
+    text.push_str(&format!(
+        "forecast: {} s, until {}; no plan can beat {} s ({})\n",
+        planned.makespan_s, planned.eta, planned.lower_bound_s, planned.lower_bound_by
+    ));
+    match &planned.rollout {
+        Some(id) => text.push_str(&format!("next: fermata rollout start {id}\n")),
+        None => text.push_str("dry run: nothing was kept\n"),
+    }
+    Ok(Shown::new(serde_json::json!(planned), text))
+}
+
+async fn order(client: &Client, verb: &str, target: Target) -> Result<Shown, CliError> {
+    let Target { rollout, host, reason } = target;
+    let command = Command { reason, host, ..Command::default() };
+    let phase: Value = client.post(&format!("/v1/rollouts/{rollout}/do/{verb}"), &command).await?;
+    let text = format!("rollout {rollout}: {}", super::watch::phase_word(&phase));
+    Ok(Shown::new(serde_json::json!({ "phase": phase }), text))
+}
+
+fn explanation(explanation: &Explanation) -> String {
+    let mut text = format!("{:<24} {}", explanation.host, explanation.phase.word());
+    if let Some(wait) = &explanation.wait {
+        text.push_str(&format!(": {wait}"));
+    }
+    if let Some(earliest) = explanation.earliest {
+        text.push_str(&format!(" (not before {earliest}, a forecast)"));
+    }
+    if let Some(warning) = &explanation.warning {
+        text.push_str(&format!("; warning: {warning}"));
+    }
+    text + "\n"
+}
