@@ -223,3 +223,27 @@ async fn without_a_reachable_monitor_nothing_may_be_paused() {
     let refused = client.arm(soon(), vec![guarded]).await.unwrap_err().to_string();
     assert!(refused.contains("web-1") && refused.contains("rescue monitor"), "{refused}");
 }
+
+/// Another process that arms and then does nothing: this test binary once more.
+#[tokio::test]
+async fn the_agent_that_armed_last_is_the_one_that_is_ended() {
+    if let Ok(control) = std::env::var("FERMATA_STUCK_AGENT") {
+        let guarded = serde_json::from_str(&std::env::var("FERMATA_GUARDED").unwrap()).unwrap();
+        let mut client = Client::connect(Path::new(&control), Duration::from_secs(5)).await.unwrap();
+        client.arm(soon(), vec![guarded]).await.unwrap();
+        std::future::pending::<()>().await;
+    }
+    let mut host = Host::new(Owner::Old).await;
+    let first = host.dead_man().await;
+    let mut second = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_agent_that_armed_last_is_the_one_that_is_ended"])
+        .env("FERMATA_STUCK_AGENT", host.path("control"))
+        .env("FERMATA_GUARDED", serde_json::to_string(&host.guarded(false)).unwrap())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    assert!(second.wait().await.unwrap().code().is_none(), "the stuck agent is killed");
+    assert_eq!(host.runs(), (true, false));
+    assert!(host.agent.try_wait().unwrap().is_none(), "the one that started the dead-man is not in charge any more");
+    drop(first);
+}

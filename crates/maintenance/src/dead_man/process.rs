@@ -33,7 +33,7 @@ pub struct Settings {
     pub authority: PathBuf,
     /// The maintenance whose VMs it guards.
     pub maintenance: MaintenanceId,
-    /// The agent's process id.
+    /// The process id of the agent that starts it; an agent that connects later takes this one's place.
     pub agent: i32,
 }
 
@@ -125,6 +125,7 @@ pub async fn serve(settings: Settings) -> Result<(), DeadManError> {
             accepted = listener.accept() => {
                 // The newest agent counts; an older one is dead or on its way.
                 if let Ok((stream, _)) = accepted {
+                    dead_man.follow(&stream);
                     connection = Some(open(stream));
                 }
             }
@@ -172,6 +173,14 @@ impl DeadMan {
             }
             Ok(Request::Exit) if self.watch.is_idle() => Reply::Exiting,
             Ok(Request::Exit) => Reply::Refused { reason: "VMs are guarded; disarm first".to_owned() },
+        }
+    }
+
+    /// The agent may have been started again since: the one that speaks is the one to end when it falls silent.
+    fn follow(&mut self, stream: &UnixStream) {
+        let speaker = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        if let Some(pid) = speaker.filter(|pid| u32::try_from(*pid) != Ok(std::process::id())) {
+            self.agent = Process::open(pid).ok();
         }
     }
 

@@ -96,6 +96,7 @@ pub struct VmState {
     pub(super) stopped: Option<Wall>,
     pub(super) new_started: bool,
     pub(super) armed: bool,
+    pub(super) armed_at: Option<Mono>,
 }
 
 /// Where a VM stands.
@@ -201,6 +202,7 @@ impl State {
                 stopped: None,
                 new_started: false,
                 armed: false,
+                armed_at: None,
             };
             (plan.vm.clone(), state)
         };
@@ -347,7 +349,10 @@ impl State {
         match act.op {
             Op::Hold | Op::HandOver | Op::Save => vm.phase = VmPhase::Pausing { since: at },
             Op::StartNew => vm.new_started = true,
-            Op::ArmDeadMan => vm.armed = true,
+            Op::ArmDeadMan => {
+                vm.armed = true;
+                vm.armed_at = Some(at.mono);
+            }
             _ => {}
         }
     }

@@ -1,5 +1,7 @@
 //! The window: the stages in which VMs are paused, one function per mechanism.
 
+use std::time::Duration;
+
 use fermata_model::{Mechanism, VmName};
 
 use super::act::Op;
@@ -9,6 +11,9 @@ use super::state::{State, VmPhase, VmState};
 use crate::order::reserve;
 use crate::time::{Mono, Now};
 use crate::update::Section;
+
+/// How often the dead-man is armed for one pause when arming is slow.
+const ARMINGS: u32 = 3;
 
 impl State {
     /// `hold`: all VMs stop side by side, the step (or, the second time, the undo) runs, all continue.
@@ -20,7 +25,8 @@ impl State {
         let paused = |name: &VmName| matches!(phase(name), Some(VmPhase::Paused { .. }));
         let may_be_paused = |name: &VmName| phase(name).is_some_and(|phase| phase.paused_since().is_some());
         let released = names.iter().any(|name| phase(name) == Some(&VmPhase::Resumed));
-        let dead_man_ready = names.is_empty() || self.worked_already(None, Op::ArmDeadMan);
+        let dead_man_ready =
+            names.is_empty() || self.armed_freshly(None, self.armed_at, reserve(self.order.common_budget()), now);
 
         if !self.round_failed && !released {
             if !dead_man_ready {
@@ -43,8 +49,7 @@ impl State {
             let section = if undo_round { Section::Undo } else { Section::Change };
             if let Some((op, timeout)) = self.next_step(section) {
                 // The change leaves time for its own undo.
-                let kept =
-                    if undo_round { std::time::Duration::ZERO } else { self.order.update.longest(Section::Undo) };
+                let kept = if undo_round { Duration::ZERO } else { self.order.update.longest(Section::Undo) };
                 let last = Mono(give_up.0.saturating_sub(u64::try_from(kept.as_micros()).unwrap_or(u64::MAX)));
                 if now.mono >= last && !self.is_pending(None, op) {
                     return vec![Entry::TooLate { op }];
@@ -190,17 +195,20 @@ impl State {
                 (vm.armed && !self.settled(Some(name), Op::DisarmDeadMan)).then(|| tidy(Op::DisarmDeadMan))
             }
             VmPhase::Untouched => {
-                for op in [Op::StartNew, Op::ArmDeadMan] {
-                    if !self.worked_already(Some(name), op) {
-                        let by = if op == Op::ArmDeadMan {
-                            self.pause_end(name, now, 2)
-                        } else {
-                            now.mono.after(patience(op))
-                        };
-                        return Some(self.begin(Some(name), op, by, now));
-                    }
+                if !self.worked_already(Some(name), Op::StartNew) {
+                    return Some(tidy(Op::StartNew));
                 }
-                Some(self.begin(Some(name), Op::HandOver, self.pause_end(name, now, 1), now))
+                let budget = self.order.plan(name).map(|plan| plan.budget).unwrap_or_default();
+                if !self.armed_freshly(Some(name), vm.armed_at, reserve(budget), now) {
+                    return Some(self.begin(Some(name), Op::ArmDeadMan, self.pause_end(name, now.mono, 2), now));
+                }
+                // The agent gives up before the dead-man does, so both count from the same moment.
+                let from = vm.armed_at.unwrap_or(now.mono);
+                let by = self.pause_end(name, from, 1);
+                if by <= now.mono && !self.is_pending(Some(name), Op::HandOver) {
+                    return Some(vec![Entry::TooLate { op: Op::HandOver }]);
+                }
+                Some(self.begin(Some(name), Op::HandOver, by, now))
             }
             VmPhase::Pausing { .. } if self.is_pending(Some(name), Op::HandOver) => Some(Vec::new()),
             VmPhase::Paused { .. } if vm.owner == Owner::Old && self.may_commit(name) => {
@@ -230,10 +238,19 @@ impl State {
         }
     }
 
-    /// The end of a pause that begins now, less its reserve divided by `part`.
-    fn pause_end(&self, name: &VmName, now: Now, part: u32) -> Mono {
+    /// The dead-man is armed, and its deadline was not half used up by arming it: the first time it may have to be
+    /// started. Then it is armed once more, which takes next to nothing.
+    fn armed_freshly(&self, vm: Option<&VmName>, at: Option<Mono>, reserve: Duration, now: Now) -> bool {
+        let slow = at.is_some_and(|at| now.mono.since(at) > reserve / 4);
+        let tried = self.attempts.get(&(vm.cloned(), Op::ArmDeadMan)).copied().unwrap_or(0);
+        let paused = self.in_pause() && vm.is_none();
+        self.worked_already(vm, Op::ArmDeadMan) && (!slow || paused || tried.is_multiple_of(ARMINGS))
+    }
+
+    /// The end of a pause that begins at `from`, less its reserve divided by `part`.
+    fn pause_end(&self, name: &VmName, from: Mono, part: u32) -> Mono {
         let budget = self.order.plan(name).map(|plan| plan.budget).unwrap_or_default();
-        now.mono.after(budget.duration().saturating_sub(reserve(budget) / part))
+        from.after(budget.duration().saturating_sub(reserve(budget) / part))
     }
 
     /// A hand-over that worked is completed even if another VM, or an abort, stopped the rest: it is the shortest way
@@ -273,7 +290,8 @@ impl State {
         if !self.jumps() {
             return self.begin(None, Op::Reboot, now.mono.after(patience(Op::Reboot)), now);
         }
-        if !save.is_empty() && !self.worked_already(None, Op::ArmDeadMan) {
+        let ready = self.armed_freshly(None, self.armed_at, reserve(self.order.common_budget()), now);
+        if !save.is_empty() && !ready {
             return self.begin(None, Op::ArmDeadMan, self.dead_man_at(now), now);
         }
         let last = self.last_moment_to_jump().unwrap_or_else(|| now.mono.after(patience(Op::Save)));

@@ -150,3 +150,17 @@ fn a_vm_whose_state_does_not_load_is_kept_and_told() {
     assert!(matches!(phases[..], [VmPhase::Resumed, VmPhase::Preserved { .. }, VmPhase::Resumed]), "{phases:?}");
     assert_eq!(run.state.outcome, Some(Outcome::Failed));
 }
+
+#[test]
+fn a_dead_man_that_had_to_be_started_is_armed_again_so_that_the_pause_has_its_whole_budget() {
+    for update in [SWAP, HOLD] {
+        let fault = |act: &Act, _: &World| {
+            if act.id.op == Op::ArmDeadMan && act.id.attempt == 1 { Fault::Slow } else { Fault::Works }
+        };
+        let run = run(World::new(update, 1, 4_000, 7), fault, |_, _| Blow::Nothing);
+        run.check(true);
+        assert_eq!(run.state.outcome, Some(Outcome::Done));
+        let armed = began(&run).iter().filter(|act| act.starts_with("arm dead-man")).count();
+        assert_eq!(armed, 2, "{:?}", began(&run));
+    }
+}

@@ -20,7 +20,13 @@ fn blow() -> impl Strategy<Value = Blow> {
 }
 
 fn fault() -> impl Strategy<Value = Fault> {
-    prop_oneof![Just(Fault::Fails), Just(Fault::FailsAfterwards), Just(Fault::Hangs), Just(Fault::HangsAfterwards)]
+    prop_oneof![
+        Just(Fault::Fails),
+        Just(Fault::Slow),
+        Just(Fault::FailsAfterwards),
+        Just(Fault::Hangs),
+        Just(Fault::HangsAfterwards)
+    ]
 }
 
 /// Acts of the way back are never made to fail here: that the pause then exceeds its budget is nobody's fault.

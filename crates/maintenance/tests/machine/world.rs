@@ -56,6 +56,8 @@ pub(crate) enum Fault {
     Fails,
     /// It has its effect, and says it failed.
     FailsAfterwards,
+    /// It takes two seconds longer.
+    Slow,
     /// It never answers, and has no effect.
     Hangs,
     /// It has its effect and never answers.
@@ -334,7 +336,7 @@ impl World {
             Op::Resume | Op::TakeBack | Op::Hold | Op::HandOver => 4_000,
             _ => 40_000,
         };
-        let length = 200 + self.random(span);
+        let length = 200 + self.random(span) + if fault == Fault::Slow { 2_000_000 } else { 0 };
         self.note(format!("begin {} ({fault:?}, {length} us)", act.id));
         if act.id.op == Op::HandOver && fault != Fault::Hangs && fault != Fault::Fails {
             self.stop(act.id.vm.as_ref().unwrap());
