@@ -7,7 +7,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`memory`] | guest memory: the [`memory::Provider`] trait and its kinds |
-//! | [`tap`] | tap devices with one queue per VMM, vhost-net |
+//! | [`tap`] | tap devices, vhost-net |
 //! | [`process`] | processes by pidfd: wait, kill for certain, take a descriptor out of one |
 //! | [`launch`] | start a program inside a unit with descriptors that the agent owns |
 //! | [`relay`] | passes descriptors between two VMMs, and stops time just before the hand over |

@@ -1,11 +1,10 @@
-//! Tap devices with one queue per VMM, and vhost-net.
+//! Tap devices, one per VMM, and vhost-net.
 //!
-//! A tap outlives every process (it is *persistent*) and has several queues: the running VMM reads one; its successor
-//! gets another, which the agent attaches only when the successor runs, so that no frame is read by a VMM whose guest
-//! cannot take it.
+//! A tap outlives every process: it is *persistent*, and the agent keeps a descriptor of its queue beside the VMM's. It is made for
+//! several queues so that it can be opened again while it is in use, to be deleted or looked at; two VMMs never share
+//! one: QEMU sets header length and offloads as it starts, and these belong to the device, not to the queue.
 //!
-//! Frames of a queue that is detached are dropped by the kernel: hold traffic back before detaching a queue that a guest
-//! still needs.
+//! Frames in a queue that is detached are dropped by the kernel.
 
 #![expect(unsafe_code, reason = "the ioctls of /dev/net/tun are in no safe library")]
 
