@@ -59,12 +59,14 @@ impl Server {
         );
         let file = folder.join("nginx.conf");
         std::fs::write(&file, configuration)?;
-        let child = Command::new("nginx")
+        let child = Command::new(nginx_program())
+            .arg("-e")
+            .arg(folder.join("error.log"))
             .arg("-c")
             .arg(&file)
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|e| format!("nginx cannot be run ({e}); install the package nginx-light"))?;
+            .map_err(|e| format!("nginx cannot be run ({e}); `cargo xtask bench imds` fetches it"))?;
         let server = Self { child, port };
         let begun = std::time::Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -118,6 +120,12 @@ fn one(name: &str, mut tally: Tally, time: Duration) -> Value {
 
 fn single(groups: Vec<Group>, time: Duration) -> Result<Tally, Problem> {
     load::run(groups, time)?.into_iter().next().ok_or_else(|| "no group".into())
+}
+
+/// The unpacked nginx of the workspace, or the machine's.
+fn nginx_program() -> String {
+    let unpacked = "target/clients/root/usr/sbin/nginx";
+    if Path::new(unpacked).exists() { unpacked.to_owned() } else { "nginx".to_owned() }
 }
 
 fn first_line(program: &str, argument: &str) -> String {
@@ -191,7 +199,7 @@ pub(crate) fn run(time: Duration, out: &Path) -> Result<(), Problem> {
         "accelerator": "none",
         "versions": {
             "fermata": env!("CARGO_PKG_VERSION"),
-            "nginx": first_line("nginx", "-v"),
+            "nginx": first_line(&nginx_program(), "-v"),
             "rustc": first_line("rustc", "-V"),
         },
         "runs": runs,
