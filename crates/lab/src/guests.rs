@@ -1,0 +1,93 @@
+//! The images of the guests: a read-only disk that every host mounts at `/var/lib/fermata-lab/images`.
+//!
+//! | image | what it is |
+//! |---|---|
+//! | `small/vmlinuz`, `small/initrd.img` | Debian's kernel, busybox, guest agent and the probe; direct kernel boot, seconds |
+//!
+//! It is a disk of its own, so that a new probe does not make a new host image.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{command, image::Image, paths, progress::Step, spec::Kernel};
+
+/// Where a host finds the images.
+pub const FOLDER: &str = "/var/lib/fermata-lab/images";
+
+/// The disk with all images, made if it is not there yet.
+///
+/// # Errors
+/// A tool fails.
+pub fn disk(image: &Image, probe: &Path) -> Result<PathBuf> {
+    let content = fs::read(probe)?;
+    let digest = command::digest([image.digest().as_bytes(), &content, include_bytes!("guests.rs")]);
+    let folder = paths::lab().join("guests");
+    fs::create_dir_all(&folder)?;
+    let disk = folder.join(format!("{}.ext4", &digest[..16]));
+    let lock = File::create(folder.join("lock"))?;
+    lock.lock()?;
+    if disk.is_file() {
+        return Ok(disk);
+    }
+    let step = Step::begin("build the guests' disk");
+    let tree = folder.join("tree.part");
+    if tree.exists() {
+        fs::remove_dir_all(&tree)?;
+    }
+    small(image, &content, &tree.join("small"))?;
+    let part = folder.join("disk.part");
+    File::create(&part)?.set_len(1 << 30)?;
+    let mut mkfs = Command::new("/sbin/mkfs.ext4");
+    mkfs.args(["-q", "-F", "-L", "fermata-guests", "-O", "^has_journal", "-m", "0", "-d"]).arg(&tree).arg(&part);
+    command::succeed(&mut mkfs, Duration::from_secs(120))?;
+    fs::rename(&part, &disk)?;
+    fs::remove_dir_all(&tree)?;
+    step.done();
+    Ok(disk)
+}
+
+/// Kernel and initramfs; the probe is a second archive behind the first, as the kernel allows.
+fn small(image: &Image, probe: &[u8], folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::copy(image.boot(Kernel::Stable)?.0, folder.join("vmlinuz")).context("copy the small guest's kernel")?;
+    let mut archive = fs::read(image.file("guest-small.initrd")).context("read the small guest's base")?;
+    archive.resize(archive.len().next_multiple_of(512), 0);
+    cpio_entry(&mut archive, "bin/fermata-probe", 0o100_755, probe);
+    cpio_entry(&mut archive, "TRAILER!!!", 0, &[]);
+    fs::write(folder.join("initrd.img"), archive)?;
+    Ok(())
+}
+
+/// One entry of the `newc` format (kernel documentation, `driver-api/early-userspace/buffer-format`).
+fn cpio_entry(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+    let size = content.len();
+    let fields = [0, mode as usize, 0, 0, 1, 0, size, 0, 0, 0, 0, name.len() + 1, 0];
+    archive.extend(b"070701");
+    for field in fields {
+        archive.extend(format!("{field:08x}").as_bytes());
+    }
+    archive.extend(name.as_bytes());
+    archive.push(0);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend(content);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_entry_is_aligned_and_says_its_size() {
+        let mut archive = Vec::new();
+        cpio_entry(&mut archive, "a", 0o100_644, b"hello");
+        assert_eq!(archive.len() % 4, 0);
+        assert_eq!(&archive[54..62], b"00000005");
+    }
+}

@@ -1,0 +1,53 @@
+//! Virtual hosts: real kernels, real VMMs and real guests on any machine.
+//!
+//! A virtual host is a QEMU machine that runs Debian with systemd; KVM works inside it, on hardware where the CPU has it and
+//! on QEMU's emulation of AMD SVM else. Nothing outside of the build folder is changed on the machine the lab runs on.
+//!
+//! ```text
+//!  Debian packages ──► image (cached by content) ──┐
+//!  cargo build ──► payload, guests' disk ──────────┼──► host1..N = QEMU process + overlay disk, joined by a switch process
+//!  LabSpec ────────────────────────────────────────┘
+//! ```
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`lab`] | [`lab::Lab`]: several hosts and the network between them |
+//! | [`host`] | [`host::Host`]: run commands, copy files, reset, wait |
+//! | [`guest`] | the probes inside the guests, read as data |
+//! | [`spec`] | what a lab shall be |
+//! | [`image`] | the disk image of the hosts, and its cache |
+//! | [`guests`] | the images of the guests |
+//! | [`payload`] | what goes into a host without a new image |
+//! | [`artifact`] | programs of this workspace that go into hosts and guests |
+//! | [`prerequisites`] | what the machine must have, and its installation |
+//! | [`packages`] | where Debian packages come from |
+//! | [`machine`] | the QEMU command line of a virtual host |
+//! | [`qmp`] | the little of QMP the lab needs |
+//! | [`process`] | detached processes, found again for certain |
+//! | [`command`] | outside commands with time limits and errors that tell |
+//! | [`paths`] | where everything lies |
+//! | [`network`] | the switch between hosts |
+//!
+//! Everything here blocks; a test that is asynchronous calls it from a blocking thread.
+
+pub mod artifact;
+pub mod command;
+pub mod guest;
+pub mod guests;
+pub mod host;
+pub mod image;
+pub mod lab;
+pub mod machine;
+pub mod network;
+pub mod packages;
+pub mod paths;
+pub mod payload;
+pub mod prerequisites;
+pub mod process;
+pub mod progress;
+pub mod qmp;
+pub mod spec;
+
+pub use host::{Host, Output};
+pub use lab::Lab;
+pub use spec::{HostSpec, Kernel, LabSpec};

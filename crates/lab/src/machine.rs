@@ -1,0 +1,154 @@
+//! The QEMU command line of a virtual host, for any outer QEMU from 7.2 on.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{network, spec::HostSpec};
+
+/// What a machine is made of.
+#[derive(Debug)]
+pub struct Machine<'a> {
+    /// Name of the lab.
+    pub lab: &'a str,
+    /// Name of the host.
+    pub name: &'a str,
+    /// Number of the host, from 1.
+    pub number: usize,
+    /// Size and kernel.
+    pub spec: &'a HostSpec,
+    /// Kernel and initramfs.
+    pub boot: (PathBuf, PathBuf),
+    /// Own layer over the root disk (qcow2).
+    pub root: PathBuf,
+    /// The payload.
+    pub payload: PathBuf,
+    /// The images of guests.
+    pub guests: PathBuf,
+    /// Log of the serial console.
+    pub log: PathBuf,
+    /// Where QEMU writes its process id.
+    pub pid_file: PathBuf,
+    /// Folder of the sockets.
+    pub sockets: &'a Path,
+}
+
+/// How virtual hosts run on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acceleration {
+    /// On the CPU, with a nested KVM inside.
+    Kvm,
+    /// Emulated; the emulated CPU has SVM, so that KVM works inside.
+    Tcg,
+}
+
+impl Acceleration {
+    /// KVM only where it really works: the CPU's flag is there, the device opens, and nesting is on.
+    ///
+    /// A `/dev/kvm` may open and even make VMs on a machine that cannot run them, so the flag is asked first.
+    #[must_use]
+    pub fn detect() -> Self {
+        let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let flag = |name: &str| {
+            flags.lines().any(|line| line.starts_with("flags") && line.split_whitespace().any(|word| word == name))
+        };
+        let nested = |module: &str| {
+            let text = fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).unwrap_or_default();
+            matches!(text.trim(), "1" | "Y")
+        };
+        let hardware = (flag("vmx") && nested("kvm_intel")) || (flag("svm") && nested("kvm_amd"));
+        if hardware && fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok() {
+            Self::Kvm
+        } else {
+            Self::Tcg
+        }
+    }
+}
+
+/// Frequency of the time stamp counter that the kernel is told under TCG, in kHz.
+///
+/// Every boot calibrates anew and finds a slightly different value, and after a kexec the guest's clock would jump by the
+/// difference. Under TCG the counter *is* the outer machine's, so its frequency is measured once on the outside.
+#[must_use]
+pub fn tsc_khz() -> u64 {
+    let file = crate::paths::lab().join("tsc_khz");
+    if let Some(known) = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) {
+        return known;
+    }
+    let measured = fermata_probe::clock::measure_tsc_khz(std::time::Duration::from_millis(500));
+    // Measured again by the next lab where it cannot be kept.
+    let _ = fs::write(file, measured.to_string());
+    measured
+}
+
+impl Machine<'_> {
+    /// Its command line.
+    #[must_use]
+    pub fn command(&self, acceleration: Acceleration) -> Command {
+        let mut qemu = Command::new("qemu-system-x86_64");
+        let socket = |kind: &str| self.sockets.join(format!("{}.{kind}", self.name)).display().to_string();
+        let clock = match acceleration {
+            Acceleration::Kvm => {
+                qemu.args(["-accel", "kvm", "-cpu", "host"]);
+                String::new()
+            }
+            Acceleration::Tcg => {
+                qemu.args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"]);
+                format!(" tsc_early_khz={}", tsc_khz())
+            }
+        };
+        let append = format!(
+            "console=ttyS0 quiet net.ifnames=0 panic=5 mitigations=off systemd.show_status=error{clock} {}",
+            self.spec.cmdline
+        );
+        qemu.args(["-name", &format!("fermata-lab-{}-{}", self.lab, self.name)])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"])
+            .args(["-m", &self.spec.memory_mib.to_string(), "-smp", &self.spec.cpus.to_string()])
+            .arg("-kernel")
+            .arg(&self.boot.0)
+            .arg("-initrd")
+            .arg(&self.boot.1)
+            .args(["-append", append.trim_end()])
+            .args(["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"])
+            .args([
+                "-chardev",
+                &format!(
+                    "socket,id=console,path={},server=on,wait=off,logfile={}",
+                    socket("console"),
+                    self.log.display()
+                ),
+            ])
+            .args(["-serial", "chardev:console"])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", socket("qmp"))]);
+        // The order makes /dev/vda, vdb and vdc.
+        disk(&mut qemu, "root", &self.root, "qcow2,cache=unsafe,discard=unmap");
+        disk(&mut qemu, "payload", &self.payload, "raw,readonly=on");
+        disk(&mut qemu, "guests", &self.guests, "raw,readonly=on");
+        let (own, switch) = (network::port_socket(self.sockets, self.name), network::switch_socket(self.sockets));
+        qemu.args(["-netdev", "user,id=outside,hostfwd=tcp:127.0.0.1:0-:22"])
+            .args(["-device", "virtio-net-pci,netdev=outside,romfile="])
+            .args([
+                "-netdev",
+                &format!(
+                    "dgram,id=private,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+                    own.display(),
+                    switch.display()
+                ),
+            ])
+            .args([
+                "-device",
+                &format!("virtio-net-pci,netdev=private,romfile=,mac=52:54:00:4c:41:{:02x}", self.number),
+            ])
+            .arg("-daemonize")
+            .arg("-pidfile")
+            .arg(&self.pid_file);
+        qemu
+    }
+}
+
+fn disk(qemu: &mut Command, name: &str, file: &Path, format: &str) {
+    qemu.args(["-drive", &format!("if=none,id={name},file={},format={format}", file.display())])
+        .args(["-device", &format!("virtio-blk-pci,drive={name},serial={name}")]);
+}

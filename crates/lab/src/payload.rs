@@ -1,0 +1,208 @@
+//! What goes into a host without a new image: fermata and its units as a package would install them, keys, names, addresses.
+//!
+//! On the disk: 64 bytes of identity (a digest), zeros up to 64 KiB, then a tar. The host unpacks it when the identity is new.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{command, image::Image, paths, spec::HostSpec};
+
+/// Programs that go into every host.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// The probe.
+    pub probe: PathBuf,
+    /// `fermata`, once the workspace has it.
+    pub fermata: Option<PathBuf>,
+}
+
+/// Who a host is among the hosts of its lab.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity<'a> {
+    /// Name of the lab.
+    pub lab: &'a str,
+    /// Number of the host, from 1.
+    pub number: usize,
+    /// How many hosts there are.
+    pub count: usize,
+}
+
+impl Identity<'_> {
+    /// Host name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("host{}", self.number)
+    }
+}
+
+/// Writes the payload of one host to `disk`.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn write(disk: &Path, image: &Image, programs: &Programs, who: Identity<'_>, spec: &HostSpec) -> Result<()> {
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.follow_symlinks(false);
+    let packaged = paths::workspace().join("packaging/tree");
+    if packaged.is_dir() {
+        add_tree(&mut tar, &packaged, &packaged)?;
+        enable_units(&mut tar, &packaged.join("usr/lib/systemd/system"))?;
+    }
+    add(&mut tar, "usr/local/bin/fermata-probe", 0o755, &fs::read(&programs.probe)?)?;
+    if let Some(fermata) = &programs.fermata {
+        add(&mut tar, "usr/bin/fermata", 0o755, &fs::read(fermata)?)?;
+    }
+    let keys = Keys::ensure()?;
+    add(&mut tar, "root/.ssh/authorized_keys", 0o600, &fs::read(keys.client.with_extension("pub"))?)?;
+    add(&mut tar, "etc/ssh/ssh_host_ed25519_key", 0o600, &fs::read(&keys.host)?)?;
+    add(&mut tar, "etc/hostname", 0o644, format!("{}\n", who.name()).as_bytes())?;
+    add(&mut tar, "etc/hosts", 0o644, hosts(who).as_bytes())?;
+    let machine = command::digest([who.lab.as_bytes(), who.name().as_bytes()]);
+    add(&mut tar, "etc/machine-id", 0o444, format!("{}\n", &machine[..32]).as_bytes())?;
+    add(&mut tar, "etc/fermata-lab/host", 0o644, format!("private_address=10.88.0.{}/24\n", who.number).as_bytes())?;
+    add(&mut tar, "etc/fermata/agent.toml", 0o644, agent(&image.vmms()?).as_bytes())?;
+    for (path, content) in &spec.files {
+        add(&mut tar, path.trim_start_matches('/'), 0o644, content.as_bytes())?;
+    }
+    let tar = tar.into_inner()?;
+    let mut file = File::create(disk).with_context(|| format!("write {}", disk.display()))?;
+    let mut head = command::digest([&tar]).into_bytes();
+    head.resize(64 * 1024, 0);
+    file.write_all(&head)?;
+    file.write_all(&tar)?;
+    // A disk has whole sectors.
+    file.set_len((head.len() + tar.len()).next_multiple_of(64 * 1024) as u64)?;
+    Ok(())
+}
+
+/// Names of all hosts, for all hosts.
+fn hosts(who: Identity<'_>) -> String {
+    let lines = (1..=who.count).map(|number| format!("10.88.0.{number} host{number}\n"));
+    std::iter::once("127.0.0.1 localhost\n".to_owned()).chain(lines).collect()
+}
+
+/// The agent's configuration on a lab host: both VMMs and a bridge for guests.
+fn agent(vmms: &[String]) -> String {
+    let mut text = vmms.first().map_or_else(String::new, |first| format!("default_vmm = \"{first}\"\n"));
+    for version in vmms {
+        text += &format!("\n[vmm.\"{version}\"]\nbinary = \"{}\"\n", vmm_binary(version));
+    }
+    text + "\n[[bridge]]\nname = \"br0\"\naddress = \"10.77.0.1/24\"\n"
+}
+
+/// Where a host has the VMM of a version.
+#[must_use]
+pub fn vmm_binary(version: &str) -> String {
+    format!("/usr/lib/fermata-lab/vmm/{version}/bin/qemu-system-x86_64")
+}
+
+fn add(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, content: &[u8]) -> Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(mode);
+    header.set_size(content.len() as u64);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    tar.append_data(&mut header, path, content).with_context(|| format!("add {path} to the payload"))
+}
+
+fn add_tree(tar: &mut tar::Builder<Vec<u8>>, root: &Path, folder: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
+        if kind.is_dir() {
+            add_tree(tar, root, &path)?;
+        } else if kind.is_symlink() {
+            add_link(tar, &name, &fs::read_link(&path)?)?;
+        } else {
+            let mode = if entry.metadata()?.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 };
+            add(tar, &name, mode, &fs::read(&path)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Enables the units that ask for it, as a package does at its installation.
+fn enable_units(tar: &mut tar::Builder<Vec<u8>>, units: &Path) -> Result<()> {
+    for entry in fs::read_dir(units).with_context(|| format!("read {}", units.display()))? {
+        let (path, name) = {
+            let entry = entry?;
+            (entry.path(), entry.file_name())
+        };
+        let text = fs::read_to_string(&path)?;
+        for target in text.lines().filter_map(|line| line.strip_prefix("WantedBy=")).flat_map(str::split_whitespace) {
+            let link = format!("etc/systemd/system/{target}.wants/{}", name.to_string_lossy());
+            add_link(tar, &link, &Path::new("/usr/lib/systemd/system").join(&name))?;
+        }
+    }
+    Ok(())
+}
+
+fn add_link(tar: &mut tar::Builder<Vec<u8>>, name: &str, target: &Path) -> Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    header.set_mode(0o777);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    tar.append_link(&mut header, name, target).with_context(|| format!("add {name} to the payload"))
+}
+
+/// Keys of this workspace's labs: useless anywhere else, so made once and kept under `target/lab`.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    /// Private key of the outside.
+    pub client: PathBuf,
+    /// Private key of all hosts.
+    pub host: PathBuf,
+}
+
+impl Keys {
+    /// Finds or makes them.
+    ///
+    /// # Errors
+    /// `ssh-keygen` fails.
+    pub fn ensure() -> Result<Self> {
+        let folder = paths::lab().join("keys");
+        fs::create_dir_all(&folder)?;
+        let lock = File::create(folder.join("lock"))?;
+        lock.lock()?;
+        let keys = Self { client: folder.join("client"), host: folder.join("host") };
+        for key in [&keys.client, &keys.host] {
+            if !key.with_extension("pub").is_file() {
+                let mut keygen = Command::new("ssh-keygen");
+                keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "fermata-lab", "-f"]).arg(key);
+                command::succeed(&mut keygen, Duration::from_secs(60))?;
+            }
+        }
+        Ok(keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_host_knows_every_name() {
+        let text = hosts(Identity { lab: "lab", number: 1, count: 2 });
+        assert_eq!(text, "127.0.0.1 localhost\n10.88.0.1 host1\n10.88.0.2 host2\n");
+    }
+
+    #[test]
+    fn the_agent_is_told_of_both_vmms() {
+        let text = agent(&["10.0".to_owned(), "11.1".to_owned()]);
+        assert!(text.starts_with("default_vmm = \"10.0\"\n"));
+        assert!(text.contains("[vmm.\"11.1\"]\nbinary = \"/usr/lib/fermata-lab/vmm/11.1/bin/qemu-system-x86_64\""));
+    }
+}

@@ -1,0 +1,114 @@
+//! What a lab shall be: its name, its hosts, and how each differs from the usual one.
+
+use std::{fmt, str::FromStr};
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// A lab: hosts that share a private network.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LabSpec {
+    /// Name, unique on this machine; tests and people use their own.
+    pub name: String,
+    /// The hosts, in order: `host1`, `host2`, and so on.
+    pub hosts: Vec<HostSpec>,
+}
+
+impl LabSpec {
+    /// A lab of `count` usual hosts.
+    #[must_use]
+    pub fn new(name: &str, count: usize) -> Self {
+        Self { name: name.to_owned(), hosts: vec![HostSpec::default(); count] }
+    }
+
+    /// A lab for a test: its name tells the process, so that tests at the same time do not meet.
+    #[must_use]
+    pub fn for_test(test: &str, count: usize) -> Self {
+        Self::new(&format!("test-{test}-{}", std::process::id()), count)
+    }
+
+    /// Whether the lab can be made at all.
+    ///
+    /// # Errors
+    /// Says which field is out of its range.
+    pub fn check(&self) -> Result<()> {
+        let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        if self.name.is_empty() || self.name.len() > 40 || !plain(&self.name) {
+            bail!("lab name {:?}: use 1 to 40 letters, digits and '-'", self.name);
+        }
+        if !(1..=9).contains(&self.hosts.len()) {
+            bail!("{} hosts: a lab has 1 to 9", self.hosts.len());
+        }
+        if let Some(host) = self.hosts.iter().find(|host| !(512..=65_536).contains(&host.memory_mib)) {
+            bail!("a host with {} MiB: use 512 to 65536", host.memory_mib);
+        }
+        Ok(())
+    }
+}
+
+/// One virtual host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostSpec {
+    /// Memory, in MiB.
+    pub memory_mib: u64,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Kernel it boots; both are installed, so a test can change to the other one by kexec.
+    pub kernel: Kernel,
+    /// More words for the kernel's command line, for example `memmap=1G!5G`.
+    pub cmdline: String,
+    /// Files (path inside the host, content) added to the payload: configuration of this host.
+    pub files: Vec<(String, String)>,
+}
+
+impl Default for HostSpec {
+    fn default() -> Self {
+        Self { memory_mib: 3072, cpus: 2, kernel: Kernel::Stable, cmdline: String::new(), files: Vec::new() }
+    }
+}
+
+/// The two kernels of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kernel {
+    /// That of Debian stable (6.12).
+    Stable,
+    /// That of Debian stable's backports (7.2).
+    Backports,
+}
+
+impl FromStr for Kernel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stable" | "6.12" => Ok(Self::Stable),
+            "backports" | "7.2" => Ok(Self::Backports),
+            _ => Err(format!("no kernel {text:?}: use 6.12 (stable) or 7.2 (backports)")),
+        }
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stable => "stable",
+            Self::Backports => "backports",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lab_that_cannot_be_is_refused_with_the_way_out() {
+        assert!(LabSpec::new("lab", 1).check().is_ok());
+        assert!(LabSpec::new("../x", 1).check().unwrap_err().to_string().contains("letters"));
+        assert!(LabSpec::new("lab", 0).check().unwrap_err().to_string().contains("1 to 9"));
+        let mut spec = LabSpec::new("lab", 1);
+        spec.hosts[0].memory_mib = 64;
+        assert!(spec.check().unwrap_err().to_string().contains("512"));
+    }
+}

@@ -1,0 +1,50 @@
+//! The probe as a program: `guest`, `sink`, `ask ADDRESS WHAT`, `check-disk PATH ACKNOWLEDGED`.
+
+use std::{error::Error, path::Path, process::ExitCode, time::Duration};
+
+use fermata_probe::{BEAT_PORT, SINK_CONTROL_PORT, control, disk, guest, report::Request, sink};
+
+const USAGE: &str = "usage: fermata-probe guest [--network]
+       fermata-probe sink
+       fermata-probe ask ADDRESS:PORT report|clock|mark|verify
+       fermata-probe check-disk PATH ACKNOWLEDGED";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match run(&words.iter().map(String::as_str).collect::<Vec<_>>()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fermata-probe: {error}");
+            let mut cause = error.source();
+            while let Some(inner) = cause {
+                eprintln!("  because: {inner}");
+                cause = inner.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<(), Box<dyn Error>> {
+    match words {
+        ["guest"] => guest::run(false)?,
+        ["guest", "--network"] => guest::run(true)?,
+        ["sink"] => sink::run(BEAT_PORT, SINK_CONTROL_PORT)?,
+        ["ask", address, what] => {
+            let (request, limit) = match *what {
+                "report" => (Request::Report, 10),
+                "clock" => (Request::Clock, 10),
+                "mark" => (Request::Mark, 10),
+                "verify" => (Request::VerifyMemory, 120),
+                _ => return Err(USAGE.into()),
+            };
+            let answer = control::ask(address.parse()?, request, Duration::from_secs(limit))?;
+            println!("{}", serde_json::to_string(&answer)?);
+        }
+        ["check-disk", path, acknowledged] => {
+            println!("{}", serde_json::to_string(&disk::check(Path::new(path), acknowledged.parse()?)?)?);
+        }
+        _ => return Err(USAGE.into()),
+    }
+    Ok(())
+}

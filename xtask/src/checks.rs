@@ -1,0 +1,38 @@
+//! Images, tests and checks of dependencies.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use fermata_lab::{artifact, guests, image::Image, prerequisites};
+
+/// Builds what labs need, so that a test does not have to.
+pub(crate) fn image() -> Result<()> {
+    prerequisites::ensure()?;
+    let image = Image::ensure()?;
+    let guests = guests::disk(&image, &artifact::probe()?)?;
+    println!("host image    {}\nguests' disk  {}", image.disk().display(), guests.display());
+    Ok(())
+}
+
+/// Everything a change must pass, but format and lints.
+pub(crate) fn test(words: &[String]) -> Result<()> {
+    image()?;
+    cargo(["test", "--workspace", "--locked"].into_iter().chain(words.iter().map(String::as_str)))
+}
+
+/// Licences, bans and sources, by cargo-deny.
+pub(crate) fn deny() -> Result<()> {
+    let there = Command::new("cargo-deny").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there {
+        bail!("cargo-deny is not installed; `cargo install --locked cargo-deny` does that");
+    }
+    // The advisories' data base comes from the internet and changes daily: no part of a check that must give the same tomorrow.
+    cargo(["deny", "--locked", "check", "licenses", "bans", "sources"])
+}
+
+fn cargo<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(program).args(words).status().context("start cargo")?;
+    ensure!(status.success(), "see above");
+    Ok(())
+}
