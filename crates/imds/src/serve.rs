@@ -45,7 +45,8 @@ pub async fn serve(listener: TcpListener, service: Service, callers: Arc<dyn Cal
     }
 }
 
-fn is_passing(error: &io::Error) -> bool {
+/// Whether accepting can work again: everything but a listener that is none.
+pub(crate) fn is_passing(error: &io::Error) -> bool {
     let codes = [rustix::io::Errno::INVAL, rustix::io::Errno::BADF, rustix::io::Errno::NOTSOCK];
     !codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }

@@ -22,7 +22,14 @@ const WAITERS_TIME: Duration = Duration::from_millis(500);
 /// When the socket itself fails.
 pub async fn serve(listener: UnixListener, service: Service) -> io::Result<()> {
     loop {
-        let (stream, _) = listener.accept().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) if crate::serve::is_passing(&error) => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let service = service.clone();
         tokio::spawn(async move {
             if let Err(error) = converse(stream, service).await {
