@@ -1,4 +1,4 @@
-//! `cargo xtask bench planner`: time, memory and quality of plans for generated fleets.
+//! `cargo bench -p fermata-planner --bench planner`: time, memory and quality of plans for generated fleets.
 //!
 //! Each case runs in a process of its own, so that its peak memory is its own. Results go to
 //! `target/bench/planner.json` and, as a table, to standard output.
@@ -64,7 +64,7 @@ fn main() -> Result<()> {
         }
         ref given if given.contains(&"--bench") => all(),
         _ => {
-            println!("run `cargo xtask bench planner`");
+            println!("run `cargo bench -p fermata-planner --bench planner`");
             Ok(())
         }
     }

@@ -22,8 +22,8 @@ impl Effort {
     /// As many steps as take a few seconds for fleets of any size.
     #[must_use]
     pub fn for_hosts(hosts: usize) -> Self {
-        let steps = 3_200_000 / u32::try_from(hosts.max(1)).unwrap_or(u32::MAX);
-        Self { steps: steps.clamp(32, 200), seed: 1 }
+        let steps = 2_400_000 / u32::try_from(hosts.max(1)).unwrap_or(u32::MAX);
+        Self { steps: steps.clamp(24, 120), seed: 1 }
     }
 }
 
