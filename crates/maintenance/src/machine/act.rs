@@ -75,7 +75,8 @@ pub enum Op {
     ShutDown,
     /// Host: reboot through firmware. Answers only when refused.
     Reboot,
-    /// VM: start it again from its disks; fine when it runs already.
+    /// VM: start it again from its disks. When it ran all the time, answer [`Evidence::Resumed`] without a time stamp, so
+    /// that nobody is told of a restart that was none.
     Restart,
 }
 

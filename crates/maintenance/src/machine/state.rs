@@ -97,6 +97,8 @@ pub struct VmState {
     pub(super) new_started: bool,
     pub(super) armed: bool,
     pub(super) armed_at: Option<Mono>,
+    /// Whether it went down was never confirmed.
+    pub(super) maybe_up: bool,
 }
 
 /// Where a VM stands.
@@ -203,6 +205,7 @@ impl State {
                 new_started: false,
                 armed: false,
                 armed_at: None,
+                maybe_up: false,
             };
             (plan.vm.clone(), state)
         };
@@ -409,6 +412,12 @@ impl State {
                 vm.phase = VmPhase::Resumed;
             }
             (Op::ShutDown, _) => vm.phase = VmPhase::Down { reason: "shut down for the maintenance".to_owned() },
+            // Only the first attempt can tell: a later one may find what an earlier one, never answered, has started.
+            (Op::Restart, VmPhase::Down { .. })
+                if vm.maybe_up && act.attempt == 1 && *evidence == (Evidence::Resumed { at: None }) =>
+            {
+                vm.phase = VmPhase::Untouched;
+            }
             (Op::Restart, VmPhase::Down { reason }) => vm.phase = VmPhase::Restarted { reason: reason.clone() },
             (Op::DiscardNew | Op::TakeBack, _) => vm.new_started = false,
             (Op::DisarmDeadMan, _) => vm.armed = false,
@@ -467,6 +476,11 @@ impl State {
         let Some(vm) = act.vm.as_ref().and_then(|vm| self.vms.get_mut(vm)) else { return };
         match (act.op, failure.kind) {
             (Op::Resume | Op::TakeBack, FailureKind::VmmDead) => vm.phase = VmPhase::Lost { reason: text },
+            // It may be down already, or go down any moment: it is to be looked after, not assumed to run.
+            (Op::ShutDown, _) => {
+                vm.maybe_up = true;
+                vm.phase = VmPhase::Down { reason: format!("shut down without an answer: {text}") };
+            }
             (Op::Restore, FailureKind::MemoryGone) => vm.phase = VmPhase::Down { reason: text },
             (Op::Restore, _) if act.attempt >= RESTORES => vm.phase = VmPhase::Preserved { reason: text },
             (Op::Restart, _) if act.attempt >= ATTEMPTS => vm.phase = VmPhase::Lost { reason: text },
@@ -562,6 +576,7 @@ impl State {
         self.lead_until = None;
         self.armed_at = None;
         for vm in self.vms.values_mut() {
+            vm.maybe_up = false;
             vm.new_started = false;
             vm.armed = false;
         }

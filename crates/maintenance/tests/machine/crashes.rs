@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use crate::shell::run;
-use crate::world::{Blow, Fault, HOLD, KERNEL, PACKAGE, SWAP, World};
+use crate::world::{Blow, Fault, HOLD, KERNEL, PACKAGE, REBOOT, SWAP, World};
 
 fn at_every_entry(update: &str, blow: Blow) {
     for parallel in [1, 3] {
         let world = || World::new(update, parallel, 10_000, 11);
-        let world = || if update == KERNEL { World::new(update, parallel, 30_000, 11) } else { world() };
+        let world =
+            || if update == KERNEL || update == REBOOT { World::new(update, parallel, 30_000, 11) } else { world() };
         let smooth = run(world(), |_, _| Fault::Works, |_, _| Blow::Nothing);
         assert!(smooth.disk.appends > 3);
         for seed in 1..4 {
@@ -55,4 +56,7 @@ blows! {
     kexec_survives_a_power_cut: KERNEL, Blow::PowerCut;
     kexec_survives_a_full_disk: KERNEL, Blow::DiskFull(Duration::from_secs(60));
     kexec_survives_an_abort: KERNEL, Blow::Abort;
+    reboot_survives_the_agents_death: REBOOT, Blow::AgentDies;
+    reboot_survives_a_power_cut: REBOOT, Blow::PowerCut;
+    reboot_survives_an_abort: REBOOT, Blow::Abort;
 }

@@ -4,7 +4,7 @@ use fermata_maintenance::machine::{Act, Entry, Op, Outcome, Owner, VmPhase};
 use fermata_maintenance::update::Section;
 
 use crate::shell::{Run, run};
-use crate::world::{Blow, Effect, Fault, HOLD, KERNEL, PACKAGE, SWAP, World};
+use crate::world::{Blow, Effect, Fault, HOLD, KERNEL, PACKAGE, REBOOT, SWAP, World};
 
 fn smooth(update: &str, vms: usize) -> Run {
     let run = run(World::new(update, vms, 30_000, 7), |_, _| Fault::Works, |_, _| Blow::Nothing);
@@ -163,4 +163,17 @@ fn a_dead_man_that_had_to_be_started_is_armed_again_so_that_the_pause_has_its_wh
         let armed = began(&run).iter().filter(|act| act.starts_with("arm dead-man")).count();
         assert_eq!(armed, 2, "{:?}", began(&run));
     }
+}
+
+#[test]
+fn vms_that_cannot_be_kept_are_shut_down_and_started_again_only_where_the_file_says_so() {
+    let run = smooth(REBOOT, 3);
+    assert_eq!(run.state.outcome, Some(Outcome::Done));
+    let phases: Vec<_> = run.state.vms.values().map(|vm| &vm.phase).collect();
+    assert!(
+        matches!(phases[..], [VmPhase::Restarted { .. }, VmPhase::Resumed, VmPhase::Restarted { .. }]),
+        "{phases:?}"
+    );
+    let alone = smooth(REBOOT, 1);
+    assert!(began(&alone).contains(&"reboot".to_owned()) && !began(&alone).contains(&"jump".to_owned()));
 }

@@ -6,7 +6,7 @@ use fermata_maintenance::machine::{Act, Op};
 use proptest::prelude::*;
 
 use crate::shell::run;
-use crate::world::{Blow, Fault, HOLD, KERNEL, PACKAGE, SWAP, World};
+use crate::world::{Blow, Fault, HOLD, KERNEL, PACKAGE, REBOOT, SWAP, World};
 
 fn blow() -> impl Strategy<Value = Blow> {
     prop_oneof![
@@ -44,13 +44,13 @@ proptest! {
 
     #[test]
     fn whatever_goes_wrong_the_promises_hold(
-        update in prop_oneof![Just(SWAP), Just(HOLD), Just(PACKAGE), Just(KERNEL)],
+        update in prop_oneof![Just(SWAP), Just(HOLD), Just(PACKAGE), Just(KERNEL), Just(REBOOT)],
         vms in 0usize..4,
         seed in any::<u64>(),
         blows in proptest::collection::btree_map(1usize..60, blow(), 0..4),
         faults in proptest::collection::btree_map(0usize..60, fault(), 0..4),
     ) {
-        let budget = if update == KERNEL { 30_000 } else { 5_000 };
+        let budget = if update == KERNEL || update == REBOOT { 30_000 } else { 5_000 };
         let world = World::new(update, vms, budget, seed);
         let blows = blows.into_iter().filter(|(_, blow)| !matches!(blow, Blow::VmDies(index) if *index >= vms));
         let blows: std::collections::BTreeMap<_, _> = blows.collect();

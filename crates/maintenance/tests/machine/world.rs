@@ -164,6 +164,11 @@ pub(crate) const KERNEL: &str = "id = \"linux-7.2\"\ntitle = \"Linux 7.2\"\nkind
     [change]\nimage = \"/boot/vmlinuz-7.2\"\n[[prepare]]\ncommand = [\"/bin/install\"]\n\
     [[verify]]\ncommand = [\"/bin/verify\"]\n[[undo]]\ncommand = [\"/bin/uninstall\"]\n";
 
+/// Every other VM cannot be kept and is shut down instead.
+pub(crate) const REBOOT: &str = "id = \"linux-7.3\"\ntitle = \"Linux 7.3\"\nkind = \"kernel\"\nnotice_s = 60\n\
+    harshest = \"reboot\"\non_refusal = \"shutdown\"\n[change]\nimage = \"/boot/vmlinuz-7.3\"\n\
+    [[verify]]\ncommand = [\"/bin/verify\"]\n";
+
 pub(crate) fn facts(vms: usize, budget_ms: u64) -> (HostFacts, Vec<VmFacts>) {
     let vmm = |_| VmmFacts {
         unusable: None,
@@ -192,7 +197,10 @@ pub(crate) fn facts(vms: usize, budget_ms: u64) -> (HostFacts, Vec<VmFacts>) {
 impl World {
     pub(crate) fn new(update: &str, vms: usize, budget_ms: u64, seed: u64) -> Self {
         let update = Update::from_toml(update).unwrap();
-        let facts = facts(vms, budget_ms);
+        let mut facts = facts(vms, budget_ms);
+        if update.harshest == Mechanism::Reboot {
+            facts.1.iter_mut().step_by(2).for_each(|vm| vm.memory_outlives_kernel = false);
+        }
         let choice = choose(&update, &facts.0, &facts.1);
         let gate = Gate { not_before: Wall(WALL + 60_000_000), lead: Duration::from_secs(5) };
         let order = Order::new("m-1".parse().unwrap(), update.clone(), choice, gate).unwrap();
@@ -450,7 +458,8 @@ impl World {
                     vm.old = Vmm::default();
                     vm.started_anew = true;
                 }
-                Op::Restart if !vm.running() => {
+                Op::Restart if vm.running() => return Ok(Evidence::Resumed { at: None }),
+                Op::Restart => {
                     vm.new = Vmm { alive: true, running: true, loaded: true };
                     vm.new_ran = true;
                     vm.stopped_at = None;
@@ -598,7 +607,10 @@ impl World {
         let owners: BTreeMap<VmName, Owner> = owners.collect();
         let names: Vec<VmName> = self.vms.keys().cloned().collect();
         for name in names {
-            if !guarded.contains(&None) && !guarded.contains(&Some(name.clone())) {
+            // What is armed for the host guards the VMs that are paused together.
+            let together = [Mechanism::Hold, Mechanism::Kexec].contains(&self.vms[&name].mechanism);
+            let by_host = together && guarded.contains(&None);
+            if !by_host && !guarded.contains(&Some(name.clone())) {
                 continue;
             }
             // It is a process of its own: nothing that the dead agent had under way is left once it is certain.
