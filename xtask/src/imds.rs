@@ -70,7 +70,8 @@ pub(crate) fn clients() -> Result<()> {
         words.extend(NODE);
         run("npm", &words)?;
     }
-    run("cargo", &["test", "--locked", "-p", "fermata-imds", "--features", "system-tests"])
+    let tests = ["--features", "system-tests", "--test", "wire", "--test", "clients"];
+    run("cargo", &[["test", "--locked", "-p", "fermata-imds"].as_slice(), &tests].concat())
 }
 
 fn install_programs() -> Result<()> {

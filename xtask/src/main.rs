@@ -1,12 +1,13 @@
 //! Development commands, run as `cargo xtask COMMAND`. Thin: the work is done by `fermata-lab` and by cargo.
 
 mod checks;
+mod imds;
 mod lab;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Development commands of Fermata")]
@@ -28,8 +29,34 @@ enum Task {
         #[arg(last = true)]
         words: Vec<String>,
     },
+    /// Measure something, beside a peer.
+    Bench {
+        /// What.
+        what: Part,
+        /// Seconds per run.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// Feed a parser that faces guests with mutated input.
+    Fuzz {
+        /// Which.
+        what: Part,
+        /// How many inputs.
+        #[arg(long, default_value_t = 10_000_000)]
+        inputs: u64,
+        /// Where the randomness begins.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Run public clients of the metadata service, and its tests with real frames.
+    Clients,
     /// Check licences, bans and sources of dependencies.
     Deny,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Part {
+    Imds,
 }
 
 fn main() -> ExitCode {
@@ -47,7 +74,14 @@ fn run() -> Result<()> {
     match Arguments::parse().command {
         Task::Lab(command) => lab::run(command),
         Task::Image => checks::image(),
-        Task::Test { words } => checks::test(&words),
+        Task::Test { words } => {
+            checks::test(&words)?;
+            // Words choose among the workspace's tests; the clients are part of everything.
+            if words.is_empty() { imds::clients() } else { Ok(()) }
+        }
+        Task::Bench { what: Part::Imds, seconds } => imds::bench(seconds),
+        Task::Fuzz { what: Part::Imds, inputs, seed } => imds::fuzz(inputs, seed),
+        Task::Clients => imds::clients(),
         Task::Deny => checks::deny(),
     }
 }
