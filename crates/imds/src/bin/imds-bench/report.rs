@@ -24,9 +24,11 @@ struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // The service ends, and tidies up, with its standard input.
+        let service = self.child.stdin.take().is_some();
         // TERM, not KILL: nginx's workers outlive a master that cannot tell them.
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
+        if let Some(pid) = pid.filter(|_| !service) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         let _ = self.child.wait();
@@ -59,7 +61,7 @@ impl Server {
             "worker_processes 2;\ndaemon off;\npid {at}/pid;\nerror_log {at}/error.log;\nevents {{ worker_connections 4096; }}\n\
              http {{ access_log off; keepalive_requests 1000000000; keepalive_timeout 75; tcp_nodelay on;\n\
              client_body_temp_path {at}/b; proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u; scgi_temp_path {at}/s;\n\
-             types {{ application/json json; }}\nserver {{ listen {port} backlog=4096; root {at}; }} }}\n"
+             types {{ application/json json; }}\nserver {{ listen 127.0.0.1:{port} backlog=4096; root {at}; }} }}\n"
         );
         let file = folder.join("nginx.conf");
         std::fs::write(&file, configuration)?;
