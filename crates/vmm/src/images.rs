@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use fermata_model::spec::{Disk, DiskFormat};
@@ -44,6 +44,8 @@ pub struct Backend {
     pub direct: bool,
     /// The size that the guest sees, in bytes.
     pub virtual_size: u64,
+    /// Whether the image rests on another one (qcow2), which is only read.
+    pub backed: bool,
 }
 
 /// Why an image cannot be a VM's disk.
@@ -82,7 +84,7 @@ pub enum ImageError {
     },
     /// A qcow2 that reads other files.
     #[error(
-        "disk image {path} depends on {on}; a VM's disk must stand alone: make it so with `qemu-img convert -O qcow2`"
+        "disk image {path} depends on {on}; make that readable, or make the image stand alone with `qemu-img convert -O qcow2`"
     )]
     Depends {
         /// Where.
@@ -113,11 +115,14 @@ pub fn inspect(disk: &Disk) -> Result<Backend, ImageError> {
     file.rewind().map_err(system("read"))?;
     let mut head = Vec::new();
     (&mut file).take(512).read_to_end(&mut head).map_err(system("read"))?;
-    let virtual_size = match disk.format {
-        DiskFormat::Raw => raw_size(path, bytes)?,
-        DiskFormat::Qcow2 => qcow2_size(path, &head)?,
+    let (virtual_size, backing) = match disk.format {
+        DiskFormat::Raw => (raw_size(path, bytes)?, None),
+        DiskFormat::Qcow2 => (qcow2_size(path, &head)?, backing_name(path, &mut file, &head)?),
     };
-    Ok(Backend { kind, direct: supports_direct(path), virtual_size })
+    if let Some(name) = &backing {
+        check_backing(path, name)?;
+    }
+    Ok(Backend { kind, direct: supports_direct(path), virtual_size, backed: backing.is_some() })
 }
 
 fn kind(path: &Path) -> Result<Kind, ImageError> {
@@ -148,7 +153,7 @@ fn raw_size(path: &Path, bytes: u64) -> Result<u64, ImageError> {
     })
 }
 
-/// The virtual size in a qcow2 header, which must be of version 2 or 3 and name no other file.
+/// The virtual size in a qcow2 header, which must be of version 2 or 3 and hold the data itself.
 fn qcow2_size(path: &Path, head: &[u8]) -> Result<u64, ImageError> {
     let wrong = |found: String| ImageError::Format { path: path.to_owned(), said: "qcow2", found };
     let u32_at = |at: usize| head.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
@@ -162,9 +167,6 @@ fn qcow2_size(path: &Path, head: &[u8]) -> Result<u64, ImageError> {
     }
     let truncated = || wrong("ends inside its header".to_owned());
     let depends = |on: &str| ImageError::Depends { path: path.to_owned(), on: on.to_owned() };
-    if u64_at(8).ok_or_else(truncated)? != 0 {
-        return Err(depends("a backing file"));
-    }
     if version == 3 {
         const DIRTY_CORRUPT: u64 = 1 << 1;
         const EXTERNAL_DATA: u64 = 1 << 2;
@@ -183,6 +185,40 @@ fn qcow2_size(path: &Path, head: &[u8]) -> Result<u64, ImageError> {
         0 => Err(wrong("has a size of zero".to_owned())),
         size => Ok(size),
     }
+}
+
+/// The name of the image that a qcow2 image rests on, as its header has it. Guests cannot write the header, so the name
+/// is the operator's word.
+fn backing_name(path: &Path, file: &mut File, head: &[u8]) -> Result<Option<PathBuf>, ImageError> {
+    let number = |at: usize, len: usize| {
+        head.get(at..at + len).map_or(0, |bytes| bytes.iter().fold(0u64, |n, byte| (n << 8) | u64::from(*byte)))
+    };
+    // qcow2 specification: backing_file_offset and backing_file_size, at most 1023 bytes.
+    let (offset, len) = (number(8, 8), number(16, 4));
+    if offset == 0 {
+        return Ok(None);
+    }
+    let system =
+        |source| ImageError::System { path: path.to_owned(), what: "read the name of its backing file", source };
+    file.seek(SeekFrom::Start(offset)).map_err(system)?;
+    let mut name = Vec::new();
+    file.take(len.min(1023)).read_to_end(&mut name).map_err(system)?;
+    let name = String::from_utf8(name).map_err(|_| system(io::Error::other("it is not UTF-8")))?;
+    if name.is_empty() || name.contains("json:") || (name.contains(':') && !name.starts_with('/')) {
+        return Err(ImageError::Depends { path: path.to_owned(), on: format!("`{name}`, which is no file") });
+    }
+    Ok(Some(path.parent().unwrap_or(Path::new("/")).join(name)))
+}
+
+/// The image below must be a file that the VMMs' user can read; it is never written.
+fn check_backing(path: &Path, below: &Path) -> Result<(), ImageError> {
+    let depends = |on: String| ImageError::Depends { path: path.to_owned(), on };
+    let meta = std::fs::metadata(below).map_err(|error| depends(format!("{}: {error}", below.display())))?;
+    if meta.permissions().mode() & 0o004 == 0 {
+        let path = below.display();
+        return Err(depends(format!("{path}, which the VMM's user cannot read (`chmod o+r {path}` allows it)")));
+    }
+    Ok(())
 }
 
 /// Whether the file can be opened past the page cache (not on tmpfs of old kernels, nor on some network file systems).
@@ -257,10 +293,30 @@ mod tests {
 
     #[test]
     fn an_image_that_reads_other_files_is_refused() {
-        for head in [header(2, 512, 1 << 30, 0), header(3, 512, 1 << 30, 0), header(3, 0, 1 << 30, 4)] {
-            let (_file, disk) = image(&head, DiskFormat::Qcow2);
-            assert!(matches!(inspect(&disk), Err(ImageError::Depends { .. })));
-        }
+        let (_file, disk) = image(&header(3, 0, 1 << 30, 4), DiskFormat::Qcow2);
+        assert!(matches!(inspect(&disk), Err(ImageError::Depends { .. })));
+    }
+
+    #[test]
+    fn a_backing_file_must_be_there_and_readable() {
+        let (base, _) = image(&[0; 512], DiskFormat::Raw);
+        let overlay = |name: &str| {
+            let mut head = header(3, 512, 1 << 30, 0);
+            head[16..20].copy_from_slice(&u32::try_from(name.len()).unwrap().to_be_bytes());
+            head.extend_from_slice(name.as_bytes());
+            image(&head, DiskFormat::Qcow2)
+        };
+        let refused = |name: &str| {
+            let (_file, disk) = overlay(name);
+            matches!(inspect(&disk), Err(ImageError::Depends { .. }))
+        };
+        assert!(refused("/nowhere/base.qcow2") && refused("nbd://host/export") && refused("json:{}"));
+        let path = base.path().to_str().unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(refused(path));
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let (_file, disk) = overlay(path);
+        assert!(inspect(&disk).unwrap().backed);
     }
 
     #[test]

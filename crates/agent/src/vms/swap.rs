@@ -318,6 +318,12 @@ impl Vms {
         let resumed = handover::take_back(live.qmp(), new, limit).await;
         let resumed = resumed.map_err(|source| VmError::TakeBack { name: name.clone(), source })?;
         self.steer(&self.ways(&record, live.runtime())).await?;
+        // The VM runs; what the dead one leaves can wait until here.
+        if let Some(left) = record.beside.as_ref().filter(|b| b.generation > live.runtime().generation) {
+            slot.set_beside(None);
+            self.tear_down_vmm(left).await?;
+            self.note_beside(name, None).await?;
+        }
         Ok(resumed)
     }
 

@@ -93,8 +93,8 @@ fn disk(vm: &VmDefinition, twin: bool, index: usize, backend: &Backend, args: &m
             "driver": disk.format.as_str(), "node-name": node, "file": format!("{node}-file"),
             "cache": cache, "discard": "unmap", "read-only": disk.readonly,
         });
-        if disk.format == fermata_model::spec::DiskFormat::Qcow2 {
-            // A backing file named inside the image would be opened unasked.
+        if disk.format == fermata_model::spec::DiskFormat::Qcow2 && !backend.backed {
+            // A backing file that appears in the header later would be opened unasked.
             format["backing"] = serde_json::Value::Null;
         }
         push(args, "-blockdev", file.to_string());

@@ -40,6 +40,7 @@ fn runtime(vm: &VmDefinition, role: Role) -> Runtime {
                 kind: if disk.path.starts_with("/dev") { Kind::BlockDevice } else { Kind::File },
                 direct: true,
                 virtual_size: 10 << 30,
+                backed: false,
             })
             .collect(),
         vhost: true,
