@@ -152,6 +152,10 @@ pub(crate) fn debootstrap(wanted: &[&str], recipe: &str, out: &Path) -> Result<(
         quote(&assets)?,
         packages::SUITE
     );
+    let preferences = format!(
+        "mkdir -p \"$1/etc/apt/preferences.d\" && cp {} \"$1/etc/apt/preferences.d/fermata-lab\"",
+        quote(&assets.join("preferences"))?
+    );
     let mode = if rustix::process::geteuid().is_root() { "root" } else { "unshare" };
     let mut builder = Command::new("mmdebstrap");
     builder
@@ -160,6 +164,7 @@ pub(crate) fn debootstrap(wanted: &[&str], recipe: &str, out: &Path) -> Result<(
         .args(["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*"])
         .arg(format!("--mode={mode}"))
         .arg(format!("--include={}", wanted.join(",")))
+        .arg(format!("--setup-hook={preferences}"))
         .arg(format!("--customize-hook={hook}"))
         .args([packages::SUITE, "/dev/null"])
         .arg(&sources)

@@ -71,6 +71,8 @@ chroot "$root" ldd /usr/sbin/qemu-ga | sed -n 's,.* \(/lib[^ ]*\) (.*,\1,p; s,^\
     done
 stage_modules "$root" "$stable" "$guest" virtio_pci virtio_blk virtio_net virtio_rng ptp_kvm ptp_vmclock
 install -m 755 "$assets/guest/init" "$guest/init"
+mkdir -p "$guest/sbin"
+install -m 755 "$assets/guest/shutdown" "$guest/sbin/shutdown"
 pack_cpio "$guest" "$out/guest-small.initrd"
 rm -rf "$guest"
 
