@@ -1,6 +1,7 @@
 //! Development commands, run as `cargo xtask COMMAND`. Thin: the work is done by `fermata-lab` and by cargo.
 
 mod checks;
+mod demo;
 mod imds;
 mod lab;
 
@@ -21,6 +22,12 @@ enum Task {
     /// Virtual hosts to work with by hand.
     #[command(subcommand)]
     Lab(lab::LabCommand),
+    /// A virtual host, a VM in it, its VMM replaced under it, and what the VM felt.
+    Demo {
+        /// Leave the host running afterwards.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Build the host image and the guests' disk, if they are not there yet.
     Image,
     /// Run all tests; installs what they need first.
@@ -73,6 +80,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match Arguments::parse().command {
         Task::Lab(command) => lab::run(command),
+        Task::Demo { keep } => demo::run(keep),
         Task::Image => checks::image(),
         Task::Test { words } => {
             checks::test(&words)?;
