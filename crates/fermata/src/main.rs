@@ -15,6 +15,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use fermata_agent::client::Client;
 use fermata_agent::config;
+use fermata_controller::cli;
 
 /// VM-preserving host maintenance for KVM.
 #[derive(Debug, Parser)]
@@ -60,6 +61,30 @@ enum Command {
         /// Its configuration; defaults when absent.
         #[arg(long)]
         config: Option<PathBuf>,
+    },
+    /// The controller of a fleet.
+    #[command(subcommand)]
+    Controller(cli::ControllerCommand),
+    /// Availability sets of a fleet.
+    Set {
+        #[command(flatten)]
+        connection: cli::Connection,
+        #[command(subcommand)]
+        command: cli::SetCommand,
+    },
+    /// Hosts of a fleet.
+    Fleet {
+        #[command(flatten)]
+        connection: cli::Connection,
+        #[command(subcommand)]
+        command: cli::FleetCommand,
+    },
+    /// Updates on many hosts, one update domain at a time.
+    Rollout {
+        #[command(flatten)]
+        connection: cli::Connection,
+        #[command(subcommand)]
+        command: cli::RolloutCommand,
     },
     /// Become a VMM with the descriptors that the agent hands over (started by systemd, not by people).
     #[command(hide = true)]
@@ -108,6 +133,15 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
             Command::Update(command) => maintenance::update(command, &client, json).await,
             Command::Maintenance(command) => maintenance::run(command, &client, json).await,
+            Command::Controller(command) => {
+                if matches!(command, cli::ControllerCommand::Run { .. }) {
+                    start_log();
+                }
+                shown(&cli::controller(command).await?, json)
+            }
+            Command::Set { connection, command } => shown(&cli::set(command, &connection).await?, json),
+            Command::Fleet { connection, command } => shown(&cli::fleet(command, &connection).await?, json),
+            Command::Rollout { connection, command } => shown(&cli::rollout(command, &connection).await?, json),
             Command::DeadMan(dead_man) => {
                 start_log();
                 dead_man.run().await
@@ -115,6 +149,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::VmmExec { .. } => unreachable!("handled before the runtime starts"),
         }
     })
+}
+
+fn shown(shown: &cli::Shown, json: bool) -> anyhow::Result<()> {
+    output::value(&shown.json, json, |_| shown.text.clone())
 }
 
 fn start_log() {
