@@ -14,10 +14,17 @@ pub(crate) fn image() -> Result<()> {
     Ok(())
 }
 
-/// Everything a change must pass, but format and lints.
+/// What a change must pass, but format, lints and [`test_hosts`].
 pub(crate) fn test(words: &[String]) -> Result<()> {
     image()?;
     cargo(["test", "--workspace", "--locked"].into_iter().chain(words.iter().map(String::as_str)))
+}
+
+/// VMs, and the change of their VMM, on virtual hosts: real kernels, real QEMU, real guests.
+pub(crate) fn test_hosts() -> Result<()> {
+    image()?;
+    let words = ["test", "--locked", "-p", "fermata-lab", "--features", "hosts", "--test", "vm_life", "--test", "swap"];
+    cargo(words.into_iter().chain(["--", "--nocapture"]))
 }
 
 /// Licences, bans and sources, by cargo-deny.

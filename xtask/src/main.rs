@@ -30,12 +30,14 @@ enum Task {
     },
     /// Build the host image and the guests' disk, if they are not there yet.
     Image,
-    /// Run all tests; installs what they need first.
+    /// Run all tests but those of `test-hosts`; installs what they need first.
     Test {
         /// Words for `cargo test`, after `--`.
         #[arg(last = true)]
         words: Vec<String>,
     },
+    /// Run the tests that bring virtual hosts up: five minutes, on a machine with nothing else to do.
+    TestHosts,
     /// Measure something, beside a peer.
     Bench {
         /// What.
@@ -82,6 +84,7 @@ fn run() -> Result<()> {
         Task::Lab(command) => lab::run(command),
         Task::Demo { keep } => demo::run(keep),
         Task::Image => checks::image(),
+        Task::TestHosts => checks::test_hosts(),
         Task::Test { words } => {
             checks::test(&words)?;
             // Words choose among the workspace's tests; the clients are part of everything.
