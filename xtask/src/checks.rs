@@ -23,7 +23,8 @@ pub(crate) fn test(words: &[String]) -> Result<()> {
 /// VMs, and the change of their VMM, on virtual hosts: real kernels, real QEMU, real guests.
 pub(crate) fn test_hosts() -> Result<()> {
     image()?;
-    let words = ["test", "--locked", "-p", "fermata-lab", "--features", "hosts", "--test", "vm_life", "--test", "swap"];
+    let mut words = vec!["test", "--locked", "-p", "fermata-lab", "--features", "hosts"];
+    words.extend(["--test", "host", "--test", "vm_life", "--test", "swap"]);
     cargo(words.into_iter().chain(["--", "--nocapture"]))
 }
 
