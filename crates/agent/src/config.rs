@@ -172,7 +172,7 @@ impl Config {
         Self::parse(&text, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let path = path.to_owned();
         let config: Self = toml::from_str(text)
             .map_err(|source| ConfigError::Syntax { path: path.clone(), source: Box::new(source) })?;

@@ -73,8 +73,15 @@ impl Host {
             command::finish(self.ssh()?.arg("--").arg(script), limit).with_context(|| self.describe(script))?;
         let stderr = String::from_utf8_lossy(&finished.stderr).into_owned();
         let status = finished.status.code().unwrap_or(255);
-        if status == 255 && stderr.contains("fermata-lab-host") {
-            bail!("{} does not answer ({})\n{}", self.name, stderr.trim(), self.console_tail(15));
+        if status == 255 {
+            // ssh's own status; what broke is in the log of the connection, not in what the command wrote.
+            bail!(
+                "the connection to {} broke at {script:?}: {}\n{}\n{}",
+                self.name,
+                stderr.trim(),
+                self.ssh_tail(),
+                self.console_tail(15)
+            );
         }
         Ok(Output { status, stdout: String::from_utf8_lossy(&finished.stdout).into_owned(), stderr })
     }
@@ -225,12 +232,44 @@ impl Host {
     /// # Errors
     /// The keys of the lab are lost.
     pub fn ssh(&self) -> Result<Command> {
+        self.connect()?;
         let mut ssh = Command::new("ssh");
         ssh.args(self.ssh_options()?).arg(ALIAS).stdin(std::process::Stdio::null());
         Ok(ssh)
     }
 
+    /// Opens the connection that all commands share: the handshake is what costs, in an emulated CPU.
+    ///
+    /// It belongs to nobody's terminal and writes a log of its own, so that a connection that breaks says why.
+    fn connect(&self) -> Result<()> {
+        use std::os::unix::process::CommandExt;
+        let lock = fs::File::create(self.folder.join("ssh.lock"))?;
+        lock.lock()?;
+        if self.socket("ssh").exists() {
+            return Ok(());
+        }
+        let mut master = Command::new("ssh");
+        master.args(self.ssh_options()?).args(["-M", "-N", "-f", "-o", "LogLevel=VERBOSE", "-E"]).arg(self.ssh_log());
+        master.arg(ALIAS).process_group(0).stdin(std::process::Stdio::null());
+        let connected = command::finish(&mut master, Duration::from_secs(90))?;
+        if !connected.status.success() {
+            bail!("{} takes no connection:\n{}\n{}", self.name, self.ssh_tail(), self.console_tail(15));
+        }
+        Ok(())
+    }
+
+    /// Log of the shared connection.
+    fn ssh_log(&self) -> PathBuf {
+        self.folder.join("ssh.log")
+    }
+
+    fn ssh_tail(&self) -> String {
+        let text = command::tail(&fs::read(self.ssh_log()).unwrap_or_default(), 10);
+        format!("--- connection to {} ({}) ---\n{text}", self.name, self.ssh_log().display())
+    }
+
     fn scp(&self) -> Result<Command> {
+        self.connect()?;
         let mut scp = Command::new("scp");
         scp.args(["-q", "-r"]).args(self.ssh_options()?);
         Ok(scp)
@@ -253,9 +292,6 @@ impl Host {
             "ConnectTimeout=60".to_owned(),
             "ServerAliveInterval=10".to_owned(),
             "ServerAliveCountMax=6".to_owned(),
-            // One handshake for all commands: it is what costs, in an emulated CPU.
-            "ControlMaster=auto".to_owned(),
-            "ControlPersist=600".to_owned(),
             format!("ControlPath={}", control.display()),
         ] {
             words.extend(["-o".to_owned(), option]);

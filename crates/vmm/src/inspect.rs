@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use fermata_model::{MachineType, VmmVersion};
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
@@ -85,7 +86,7 @@ const PREFERRED_INTEL: &[&str] = &[
 const PREFERRED_ANY: &[&str] = &["qemu64-v1", "kvm64-v1", "qemu32-v1"];
 
 /// What a VMM binary is and can do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmmInfo {
     /// The binary.
     pub binary: PathBuf,

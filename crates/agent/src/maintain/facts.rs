@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// The host's facts, and those of each VM that runs.
 pub(super) async fn gather(vms: &Vms, history: History) -> Result<(HostFacts, Vec<VmFacts>), VmError> {
     let mut found = BTreeMap::new();
-    for (version, vmm) in vms.vmms().await {
+    for (version, vmm) in vms.vmms().await.iter() {
         let facts = match vmm {
             Ok(info) => VmmFacts {
                 unusable: None,

@@ -29,13 +29,13 @@ pub(super) async fn new_vm(
     let info = vmm_info(vms, vmm).await?;
     let named_cpu = spec.cpu.clone();
     let model = match &named_cpu {
-        Some(named) => cpu::check(named, vmm, info)?,
+        Some(named) => cpu::check(named, vmm, &info)?,
         None => cpu::best_of(vms).await?,
     };
     let machine = best_machine(vms).await;
     let defaults = HostDefaults { uuid, cpu: model, machine, vmm, tsc_khz: vms.tsc_khz };
     let definition = resolve(spec, &defaults);
-    check_machine(&definition, info)?;
+    check_machine(&definition, &info)?;
     check_memory(&definition)?;
     check_identities(&definition, &used)?;
     check_files(&definition, vms)?;
@@ -43,12 +43,13 @@ pub(super) async fn new_vm(
 }
 
 /// The usable VMM of a version.
-pub(super) async fn vmm_info(vms: &Vms, version: VmmVersion) -> Result<&VmmInfo, VmError> {
-    match vms.vmms().await.get(&version) {
-        Some(Ok(info)) => Ok(info),
+pub(super) async fn vmm_info(vms: &Vms, version: VmmVersion) -> Result<VmmInfo, VmError> {
+    let found = vms.vmms().await;
+    match found.get(&version) {
+        Some(Ok(info)) => Ok(info.clone()),
         Some(Err(reason)) => Err(VmError::BrokenVmm { version, reason: reason.clone() }),
         None => {
-            let known = vms.vmms().await.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let known = found.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             Err(VmError::UnknownVmm { wanted: version, known })
         }
     }

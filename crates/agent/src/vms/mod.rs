@@ -27,15 +27,13 @@ mod stop;
 mod swap;
 mod teardown;
 mod view;
+mod vmms;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use fermata_model::{VmDefinition, VmName, VmSpec, VmmVersion};
-use fermata_vmm::command::Accelerator;
-use fermata_vmm::inspect::{self, VmmInfo};
-use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+use fermata_model::{VmDefinition, VmName, VmSpec};
+use tokio::sync::Mutex as AsyncMutex;
 use uuid::Uuid;
 
 use crate::api::types::VmView;
@@ -47,9 +45,8 @@ use crate::units::Units;
 pub use error::VmError;
 use live::Live;
 use swap::Beside;
-
-/// What the agent found of a configured VMM: what it is, or why it cannot be used.
-pub type FoundVmm = Result<VmmInfo, String>;
+use vmms::Vmms;
+pub use vmms::{FoundVmm, FoundVmms};
 
 /// Everything operations on VMs need.
 #[derive(Debug)]
@@ -58,7 +55,7 @@ pub struct Vms {
     inventory: Inventory,
     links: Links,
     units: Units,
-    vmms: OnceCell<BTreeMap<VmmVersion, FoundVmm>>,
+    vmms: Vmms,
     kvm: Result<(), String>,
     tsc_khz: Option<u32>,
     boot: Uuid,
@@ -110,14 +107,14 @@ impl Vms {
     pub fn new(config: Config, inventory: Inventory, links: Links, units: Units, boot: Uuid) -> Self {
         let kvm = fermata_vault::kvm::usable().map_err(|e| e.to_string());
         let tsc_khz = fermata_vault::kvm::guest_tsc_khz();
-        let vmms = OnceCell::new();
+        let vmms = Vmms::open(&config.run_dir);
         Self { config, inventory, links, units, vmms, kvm, tsc_khz, boot, slots: Mutex::default() }
     }
 
-    /// What the configured VMMs are. Asking them takes a second or more, so it is done once, and whoever needs the answer
-    /// first waits for it; VMs that run never do.
-    pub async fn vmms(&self) -> &BTreeMap<VmmVersion, FoundVmm> {
-        self.vmms.get_or_init(|| look_at_vmms(&self.config)).await
+    /// What the configured VMMs are. Asking one takes a second or more, so it is done once per binary, and whoever needs
+    /// the answer first waits for it; VMs that run never do.
+    pub async fn vmms(&self) -> Arc<FoundVmms> {
+        self.vmms.look(&self.config).await
     }
 
     /// The host's configuration.
@@ -230,27 +227,4 @@ impl Vms {
     pub async fn show(&self, name: &VmName) -> Result<VmView, VmError> {
         self.view(&self.record(name).await?).await
     }
-}
-
-/// How long a VMM may take to say what it is; a cold binary of 30 MB on a slow disk is the worst case.
-const INSPECT_LIMIT: Duration = Duration::from_secs(30);
-
-async fn look_at_vmms(config: &Config) -> BTreeMap<VmmVersion, FoundVmm> {
-    let look = config.vmm.iter().map(async |(version, vmm)| {
-        let found =
-            inspect::inspect(&vmm.binary, Accelerator::Kvm, INSPECT_LIMIT).await.map_err(|error| crate::chain(&error));
-        let found = found.and_then(|info| match info.version == *version {
-            true => Ok(info),
-            false => Err(format!(
-                "{} is QEMU {}, not {version}; correct [vmm.\"{version}\"] in the agent's configuration",
-                vmm.binary.display(),
-                info.version
-            )),
-        });
-        if let Err(reason) = &found {
-            tracing::warn!(vmm = %version, reason, "cannot be used");
-        }
-        (*version, found)
-    });
-    futures_util::future::join_all(look).await.into_iter().collect()
 }
