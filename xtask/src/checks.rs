@@ -9,7 +9,7 @@ use fermata_lab::{artifact, guests, image::Image, prerequisites};
 pub(crate) fn image() -> Result<()> {
     prerequisites::ensure()?;
     let image = Image::ensure()?;
-    let guests = guests::disk(&image, &artifact::probe()?)?;
+    let guests = guests::disk(&image, &artifact::probe()?, true)?;
     println!("host image    {}\nguests' disk  {}", image.disk().display(), guests.display());
     Ok(())
 }

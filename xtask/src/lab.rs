@@ -85,6 +85,9 @@ pub(crate) struct Up {
     /// More words for the kernel's command line, such as 'memmap=1G!5G'.
     #[arg(long, default_value = "")]
     cmdline: String,
+    /// With the disk of the Debian guest, built if it is not there yet.
+    #[arg(long)]
+    debian: bool,
 }
 
 pub(crate) fn run(command: LabCommand) -> Result<()> {
@@ -101,6 +104,7 @@ pub(crate) fn run(command: LabCommand) -> Result<()> {
 
 fn up(up: &Up) -> Result<()> {
     let mut spec = LabSpec::new(&up.name, up.hosts);
+    spec.debian_guest = up.debian;
     for host in &mut spec.hosts {
         host.memory_mib = up.memory;
         host.kernel = up.kernel;

@@ -3,6 +3,7 @@
 //! | image | what it is |
 //! |---|---|
 //! | `small/vmlinuz`, `small/initrd.img` | Debian's kernel, busybox, guest agent and the probe; direct kernel boot, seconds |
+//! | `debian/disk.qcow2` | Debian with systemd, chrony, guest agent and the probe as a service; BIOS or UEFI; in labs that ask for it |
 //!
 //! It is a disk of its own, so that a new probe does not make a new host image.
 
@@ -15,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{command, image::Image, paths, progress::Step, spec::Kernel};
+use crate::{command, debian, image::Image, paths, progress::Step, spec::Kernel};
 
 /// Where a host finds the images.
 pub const FOLDER: &str = "/var/lib/fermata-lab/images";
@@ -24,9 +25,11 @@ pub const FOLDER: &str = "/var/lib/fermata-lab/images";
 ///
 /// # Errors
 /// A tool fails.
-pub fn disk(image: &Image, probe: &Path) -> Result<PathBuf> {
+pub fn disk(image: &Image, probe: &Path, with_debian: bool) -> Result<PathBuf> {
     let content = fs::read(probe)?;
-    let digest = command::digest([image.digest().as_bytes(), &content, include_bytes!("guests.rs")]);
+    let debian_recipe = if with_debian { debian::recipe()? } else { String::new() };
+    let digest =
+        command::digest([image.digest().as_bytes(), &content, include_bytes!("guests.rs"), debian_recipe.as_bytes()]);
     let folder = paths::lab().join("guests");
     fs::create_dir_all(&folder)?;
     let disk = folder.join(format!("{}.ext4", &digest[..16]));
@@ -41,8 +44,12 @@ pub fn disk(image: &Image, probe: &Path) -> Result<PathBuf> {
         fs::remove_dir_all(&tree)?;
     }
     small(image, &content, &tree.join("small"))?;
+    if with_debian {
+        fs::create_dir_all(tree.join("debian"))?;
+        debian::write(&tree.join("debian/disk.qcow2"), probe)?;
+    }
     let part = folder.join("disk.part");
-    File::create(&part)?.set_len(1 << 30)?;
+    File::create(&part)?.set_len(if with_debian { 4 << 30 } else { 1 << 30 })?;
     let mut mkfs = Command::new("/sbin/mkfs.ext4");
     mkfs.args(["-q", "-F", "-L", "fermata-guests", "-O", "^has_journal", "-m", "0", "-d"]).arg(&tree).arg(&part);
     command::succeed(&mut mkfs, Duration::from_secs(120))?;

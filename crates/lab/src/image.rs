@@ -189,7 +189,7 @@ fn recipe() -> Result<String> {
     Ok(command::digest(parts))
 }
 
-fn add(folder: &Path, deep: bool, parts: &mut Vec<Vec<u8>>) -> Result<()> {
+pub(crate) fn add(folder: &Path, deep: bool, parts: &mut Vec<Vec<u8>>) -> Result<()> {
     let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {

@@ -59,7 +59,7 @@ impl Lab {
         prerequisites::ensure()?;
         let programs = Programs { probe: artifact::probe()?, fermata: artifact::fermata()? };
         let image = Image::ensure()?;
-        let guests = guests::disk(&image, &programs.probe)?;
+        let guests = guests::disk(&image, &programs.probe, spec.debian_guest)?;
         let switch = artifact::switch()?;
 
         let folder = paths::run(&spec.name);

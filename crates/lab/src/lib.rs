@@ -18,6 +18,7 @@
 //! | [`image`] | the disk image of the hosts, and its cache |
 //! | [`guests`] | the images of the guests |
 //! | [`payload`] | what goes into a host without a new image |
+//! | `debian` | the disk of the Debian guest |
 //! | [`artifact`] | programs of this workspace that go into hosts and guests |
 //! | [`prerequisites`] | what the machine must have, and its installation |
 //! | [`packages`] | where Debian packages come from |
@@ -32,6 +33,7 @@
 
 pub mod artifact;
 pub mod command;
+mod debian;
 pub mod guest;
 pub mod guests;
 pub mod host;

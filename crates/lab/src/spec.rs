@@ -12,13 +12,15 @@ pub struct LabSpec {
     pub name: String,
     /// The hosts, in order: `host1`, `host2`, and so on.
     pub hosts: Vec<HostSpec>,
+    /// Whether its hosts have the Debian guest's disk too; it takes a minute or two to build once.
+    pub debian_guest: bool,
 }
 
 impl LabSpec {
     /// A lab of `count` usual hosts.
     #[must_use]
     pub fn new(name: &str, count: usize) -> Self {
-        Self { name: name.to_owned(), hosts: vec![HostSpec::default(); count] }
+        Self { name: name.to_owned(), hosts: vec![HostSpec::default(); count], debian_guest: false }
     }
 
     /// A lab for a test: its name tells the process, so that tests at the same time do not meet.
