@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use fermata_model::{BridgeName, VmmVersion};
+use fermata_vault::memory::Kind;
 use serde::{Deserialize, Serialize};
 
 /// Where the configuration is looked for when nothing else is said.
@@ -39,6 +40,9 @@ pub struct Config {
     /// OVMF images for VMs with UEFI.
     #[serde(default)]
     pub firmware: FirmwareConfig,
+    /// Where VMs' memory comes from.
+    #[serde(default)]
+    pub vault: VaultConfig,
     /// Bridges for VMs' NICs.
     #[serde(default, rename = "bridge")]
     pub bridges: Vec<BridgeConfig>,
@@ -67,6 +71,24 @@ pub struct FirmwareConfig {
 impl Default for FirmwareConfig {
     fn default() -> Self {
         Self { ovmf_code: default_ovmf_code(), ovmf_vars: default_ovmf_vars() }
+    }
+}
+
+/// Where VMs' memory comes from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaultConfig {
+    /// What kind of memory new VMs get. `devdax` outlives the host's kernel; `fermata host prepare` sets a host up for it.
+    #[serde(default)]
+    pub kind: Kind,
+    /// The device of a `devdax` vault.
+    #[serde(default = "default_vault_device")]
+    pub device: PathBuf,
+}
+
+impl Default for VaultConfig {
+    fn default() -> Self {
+        Self { kind: Kind::default(), device: default_vault_device() }
     }
 }
 
@@ -152,6 +174,12 @@ pub enum ConfigError {
         /// The versions there are.
         known: String,
     },
+    /// A vault that this version does not have.
+    #[error("configuration {path}: vault.kind = \"luo\" is not there yet; use \"devdax\", or \"memfd\"")]
+    NoSuchVault {
+        /// The file.
+        path: PathBuf,
+    },
     /// Two bridges of one name.
     #[error("configuration {path}: bridge `{name}` is named twice; remove one")]
     SameBridge {
@@ -182,6 +210,9 @@ impl Config {
         if let Some(given) = config.default_vmm.filter(|v| !config.vmm.contains_key(v)) {
             let known = config.vmm.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             return Err(ConfigError::UnknownDefault { path, given, known });
+        }
+        if config.vault.kind == Kind::Luo {
+            return Err(ConfigError::NoSuchVault { path });
         }
         for (index, bridge) in config.bridges.iter().enumerate() {
             if config.bridges[..index].iter().any(|other| other.name == bridge.name) {
@@ -227,6 +258,10 @@ fn default_run_dir() -> PathBuf {
 
 fn default_vm_user() -> String {
     "fermata-vm".to_owned()
+}
+
+fn default_vault_device() -> PathBuf {
+    "/dev/dax0.0".into()
 }
 
 fn default_slice() -> String {

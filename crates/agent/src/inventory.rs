@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fermata_model::{Size, VmDefinition, VmName, VmmVersion};
+use fermata_vault::memory::Kind;
 use fermata_vault::process::Identity;
 use fermata_vault::tap::TapName;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -43,6 +44,9 @@ pub struct Runtime {
     pub taps: Vec<TapName>,
     /// Files whose owner was changed for the VMM, with the owner to put back.
     pub owners: Vec<FileOwner>,
+    /// The kind of vault its memory is in.
+    #[serde(default)]
+    pub vault: Kind,
 }
 
 /// An owner to put back.
@@ -365,6 +369,7 @@ mod tests {
             dir: "/run/fermata/vm/a/1".into(),
             taps: vec!["vm00000000-0".parse().unwrap()],
             owners: vec![],
+            vault: Kind::Devdax,
         };
         {
             let inventory = Inventory::open(&path).unwrap();

@@ -8,6 +8,7 @@
 //! | [`maintain`] | updates under running VMs |
 //! | [`units`] | systemd's transient units |
 //! | [`links`] | bridges and taps |
+//! | [`vaults`] | where VMs' memory comes from |
 //! | [`users`] | the user that VMMs run as |
 //! | [`host`] | facts read from the kernel |
 //! | [`api`], [`client`] | HTTP on a unix socket, both sides |
@@ -21,6 +22,7 @@ pub mod links;
 pub mod maintain;
 pub mod units;
 pub mod users;
+pub mod vaults;
 pub mod vms;
 
 use std::fs;

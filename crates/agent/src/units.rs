@@ -84,6 +84,8 @@ pub struct VmUnit {
     pub slice: String,
     /// Where standard error goes.
     pub log: PathBuf,
+    /// The device of the vault its memory is in, where there is one.
+    pub vault: Option<PathBuf>,
 }
 
 /// What the unit of an update's step is made of.
@@ -143,6 +145,9 @@ impl Units {
         let program = unit.command.first().map_or("", String::as_str);
         let exec: &[ExecStart<'_>] = &[(program, &unit.command, false)];
         let log = unit.log.display().to_string();
+        let vault = unit.vault.as_ref().map(|device| device.display().to_string());
+        let mut devices = vec![("/dev/kvm", "rw"), ("block-*", "rw")];
+        devices.extend(vault.as_deref().map(|device| (device, "rw")));
         let properties: Vec<(&str, Value<'_>)> = vec![
             ("Description", unit.description.as_str().into()),
             ("Type", "exec".into()),
@@ -160,7 +165,7 @@ impl Units {
             ("RestrictSUIDSGID", true.into()),
             ("LockPersonality", true.into()),
             ("DevicePolicy", "closed".into()),
-            ("DeviceAllow", Value::from(vec![("/dev/kvm", "rw"), ("block-*", "rw")])),
+            ("DeviceAllow", Value::from(devices)),
             ("LimitNOFILE", Value::from(65_536u64)),
             ("LimitCORE", Value::from(0u64)),
             ("KillMode", "control-group".into()),

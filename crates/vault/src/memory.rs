@@ -1,14 +1,16 @@
 //! Guest memory that outlives the VMM.
 //!
-//! A [`Provider`] gives out [`Region`]s. A region is a descriptor of exactly the guest's size; the VMM inherits it and
-//! maps it shared through the path `/proc/self/fd/N`, so the same command line works for every kind of memory.
+//! A [`Provider`] gives out [`Region`]s. A region is a descriptor and the place in it that is the guest's; the VMM inherits
+//! it and maps it shared through the path `/proc/self/fd/N`, so the same command line works for every kind of memory.
 //!
 //! | kind | memory survives |
 //! |---|---|
 //! | [`Memfd`] | the VMM, and the agent as long as one of the two lives |
+//! | [`Devdax`] | the kernel, when the next one is entered by kexec |
 //!
 //! Invariant: a region's size never changes; a descriptor that cannot promise this is not a region.
 
+pub mod devdax;
 mod memfd;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -20,13 +22,15 @@ use uuid::Uuid;
 
 use crate::process::Process;
 
+pub use devdax::Devdax;
 pub use memfd::Memfd;
 
 /// The kinds of memory a host can be configured with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Anonymous shared memory: survives the VMM, not the kernel.
+    #[default]
     Memfd,
     /// Memory set aside on the kernel command line: survives kexec on any kernel.
     Devdax,
@@ -39,6 +43,8 @@ pub enum Kind {
 pub struct Region {
     fd: OwnedFd,
     size: Size,
+    offset: u64,
+    align: Option<Size>,
 }
 
 impl Region {
@@ -46,6 +52,18 @@ impl Region {
     #[must_use]
     pub const fn size(&self) -> Size {
         self.size
+    }
+
+    /// Where in the descriptor the guest's memory begins, in bytes.
+    #[must_use]
+    pub const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The alignment that mappings of it need, where it is more than a page.
+    #[must_use]
+    pub const fn align(&self) -> Option<Size> {
+        self.align
     }
 
     /// How a VMM that inherited this region under the descriptor number `target` names it.

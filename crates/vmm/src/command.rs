@@ -138,6 +138,25 @@ pub struct Runtime {
     pub vhost: bool,
     /// The firmware's files; needed for UEFI only.
     pub uefi: Option<UefiFiles>,
+    /// Where in the descriptor [`MEMORY`] the VM's memory is.
+    pub memory: MemoryPlace,
+}
+
+/// Where in its descriptor a VM's memory is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryPlace {
+    /// Bytes from its start.
+    pub offset: u64,
+    /// Alignment of mappings, in bytes, where a page is not enough.
+    pub align: Option<u64>,
+}
+
+impl MemoryPlace {
+    /// Where a region is.
+    #[must_use]
+    pub fn of(region: &fermata_vault::memory::Region) -> Self {
+        Self { offset: region.offset(), align: region.align().map(fermata_model::Size::bytes) }
+    }
 }
 
 /// Why there are no arguments.

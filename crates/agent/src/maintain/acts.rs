@@ -6,7 +6,7 @@ use fermata_maintenance::update::Change;
 use fermata_model::VmName;
 use fermata_vmm::qmp::Timestamp;
 
-use super::{Maintain, clock, dead_man, steps, time};
+use super::{Maintain, clock, dead_man, kernel, steps, time};
 use crate::vms::VmError;
 
 /// Performs one act by its deadline.
@@ -35,6 +35,11 @@ async fn begin(shell: &Maintain, state: &State, act: &Act) -> ActResult {
             steps::kill(shell.vms.units(), &order.id).await.map_err(|e| Failure::new(e.to_string()))?;
             Ok(Evidence::Done)
         }
+        (None, Op::LoadKernel) => kernel::load(shell, state).await,
+        (None, Op::UnloadKernel) => kernel::unload().await,
+        (None, Op::Jump) => kernel::jump(shell, state, act.by).await,
+        (None, Op::CheckKernel) => kernel::check(state),
+        (None, Op::SetHostClock) => kernel::set_host_clock(&shell.vms, state),
         (vm, Op::ArmDeadMan) => dead_man::arm(shell, state, vm.as_ref(), act.by).await,
         (vm, Op::DisarmDeadMan) => dead_man::disarm(shell, state, vm.as_ref()).await,
         (Some(vm), op) => on_vm(shell, state, vm, op, limit).await,
@@ -48,7 +53,15 @@ async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std:
     match op {
         Op::Rehearse => match state.order.update.change {
             Change::Vmm { version, .. } => vms.rehearse(vm, version, limit).await.map(|()| Evidence::Done),
-            Change::Package { .. } | Change::Service { .. } | Change::Kernel(_) => Ok(Evidence::Done),
+            Change::Kernel(ref kernel) => vms.rehearse_carry(vm, kernel.vmm, limit).await.map(|()| Evidence::Done),
+            Change::Package { .. } | Change::Service { .. } => Ok(Evidence::Done),
+        },
+        Op::Save => vms.save(vm, limit).await.map(stopped),
+        Op::Restore => match state.order.update.change {
+            Change::Kernel(ref kernel) => vms.restore(vm, kernel.vmm, limit).await.map(|()| Evidence::Done),
+            Change::Package { .. } | Change::Service { .. } | Change::Vmm { .. } => {
+                return Err(Failure::new("this update carries no VM into another kernel"));
+            }
         },
         Op::StartNew => match state.order.update.change {
             Change::Vmm { version, .. } => vms.start_new(vm, version).await.map(|()| Evidence::Done),
@@ -59,6 +72,9 @@ async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std:
         Op::DiscardNew => vms.discard_new(vm).await.map(|()| Evidence::Done),
         Op::Hold => vms.hold(vm, limit).await.map(stopped),
         Op::HandOver => vms.hand_over(vm, limit).await.map(stopped),
+        Op::Resume if owner == Owner::New && matches!(state.order.update.change, Change::Kernel(_)) => {
+            return kernel::resume(vms, state, vm, limit).await;
+        }
         Op::Resume if owner == Owner::New => vms.resume_new(vm, limit).await.map(resumed),
         Op::Resume => vms.resume_old(vm, limit).await.map(resumed),
         Op::TakeBack => vms.take_back(vm, limit).await.map(resumed),
@@ -70,10 +86,11 @@ async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std:
     .map_err(|error| failure(&error))
 }
 
-fn failure(error: &VmError) -> Failure {
+pub(super) fn failure(error: &VmError) -> Failure {
     let kind = match error {
         VmError::WrongState { .. } => FailureKind::VmmDead,
         VmError::Qmp { source: fermata_vmm::qmp::QmpError::Closed { .. }, .. } => FailureKind::VmmDead,
+        VmError::Memory { source: fermata_vault::memory::MemoryError::Lost { .. }, .. } => FailureKind::MemoryGone,
         _ => FailureKind::Failed,
     };
     Failure { kind, text: crate::chain(error) }
@@ -88,6 +105,6 @@ fn resumed(at: Option<Timestamp>) -> Evidence {
     Evidence::Resumed { at: at.map(wall) }
 }
 
-fn wall(at: Timestamp) -> Wall {
+pub(super) fn wall(at: Timestamp) -> Wall {
     Wall(at.as_micros().unsigned_abs())
 }

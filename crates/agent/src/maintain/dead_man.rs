@@ -33,7 +33,7 @@ pub(super) async fn arm(shell: &Maintain, state: &State, vm: Option<&VmName>, by
     let failed = |error: &dyn std::error::Error| Failure::new(crate::chain(error));
     let meant = state.order.vms.iter().filter(|plan| match vm {
         Some(vm) => plan.vm == *vm,
-        None => plan.mechanism == Mechanism::Hold,
+        None => matches!(plan.mechanism, Mechanism::Hold | Mechanism::Kexec),
     });
     let mut guarded = Vec::new();
     for plan in meant {

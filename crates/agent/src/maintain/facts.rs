@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fermata_maintenance::forecast::History;
 use fermata_maintenance::mechanism::{HostFacts, VmFacts, VmmFacts};
+use fermata_vault::memory::Kind;
 use fermata_vmm::qmp::{QueryMigrate, QueryStatus};
 
 use crate::vms::{VmError, Vms};
@@ -29,8 +30,7 @@ pub(super) async fn gather(vms: &Vms, history: History) -> Result<(HostFacts, Ve
         };
         found.insert(*version, facts);
     }
-    let obstacle = "VMs' memory is in a memfd vault, which ends with the kernel".to_owned();
-    let host = HostFacts { vmms: found, kexec_obstacles: vec![obstacle], history };
+    let host = HostFacts { vmms: found, kexec_obstacles: kexec_obstacles(vms), history };
     let mut facts = Vec::new();
     for (definition, live) in vms.running().await? {
         let mut blockers = Vec::new();
@@ -48,7 +48,7 @@ pub(super) async fn gather(vms: &Vms, history: History) -> Result<(HostFacts, Ve
             vmm: live.runtime().vmm,
             machine: definition.machine,
             shared_memory: true,
-            memory_outlives_kernel: false,
+            memory_outlives_kernel: live.runtime().vault == Kind::Devdax,
             blockers,
             pass_through: Vec::new(),
             budget: definition.pause_budget_ms,
@@ -56,4 +56,16 @@ pub(super) async fn gather(vms: &Vms, history: History) -> Result<(HostFacts, Ve
         });
     }
     Ok((host, facts))
+}
+
+/// Why the host's kernel cannot be changed under VMs.
+fn kexec_obstacles(vms: &Vms) -> Vec<String> {
+    let mut obstacles = Vec::new();
+    if let Err(reason) = vms.vaults().devdax() {
+        obstacles.push(format!("it has no vault that outlives the kernel ({reason})"));
+    }
+    if std::fs::read_to_string("/proc/sys/kernel/kexec_load_disabled").map_or(true, |text| text.trim() != "0") {
+        obstacles.push("kexec is switched off (kernel.kexec_load_disabled)".to_owned());
+    }
+    obstacles
 }

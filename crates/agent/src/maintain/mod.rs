@@ -13,6 +13,7 @@ mod acts;
 mod clock;
 mod dead_man;
 mod facts;
+mod kernel;
 mod steps;
 mod time;
 

@@ -55,6 +55,17 @@ pub(super) async fn vmm_info(vms: &Vms, version: VmmVersion) -> Result<VmmInfo, 
     }
 }
 
+/// The binary of a VMM that this host has.
+pub(super) fn vmm_binary(vms: &Vms, version: VmmVersion) -> Result<std::path::PathBuf, VmError> {
+    match vms.config.vmm.get(&version) {
+        Some(vmm) => Ok(vmm.binary.clone()),
+        None => {
+            let known = vms.config.vmm.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            Err(VmError::UnknownVmm { wanted: version, known })
+        }
+    }
+}
+
 /// The newest machine type that every usable VMM knows: a VM born with it can run on each of them.
 async fn best_machine(vms: &Vms) -> MachineType {
     let usable: Vec<VmmInfo> = vms.vmms().await.values().filter_map(|found| found.as_ref().ok()).cloned().collect();

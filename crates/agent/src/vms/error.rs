@@ -241,6 +241,22 @@ pub enum VmError {
         /// Why.
         source: fermata_vault::process::ProcessError,
     },
+    /// Its memory and state are kept for another try.
+    #[error(
+        "VM `{name}`: its memory and the state of its devices are kept in the vault, and were not loaded; take it up with `fermata vm restore {name}`, or give it up with `fermata vm stop --force {name}`"
+    )]
+    Kept {
+        /// The VM.
+        name: VmName,
+    },
+    /// The vault.
+    #[error("VM `{name}`: {reason}")]
+    Vault {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        reason: String,
+    },
     /// Nothing stands beside.
     #[error("VM `{0}`: no other VMM stands beside the one that runs it")]
     NoneBeside(VmName),
@@ -290,6 +306,7 @@ impl VmError {
                 | Self::TakeBack { .. }
                 | Self::Relay { .. }
                 | Self::Process { .. }
+                | Self::Vault { .. }
                 | Self::NoneBeside(_)
                 | Self::Unit(_)
                 | Self::Inventory(_)
@@ -330,6 +347,8 @@ impl VmError {
             Self::TakeBack { .. } => "take-back-failed",
             Self::Relay { .. } => "relay-failed",
             Self::Process { .. } => "process-failed",
+            Self::Kept { .. } => "kept",
+            Self::Vault { .. } => "vault-failed",
             Self::NoneBeside(_) => "none-beside",
             Self::UnderMaintenance { .. } => "under-maintenance",
             Self::Unit(_) => "unit-failed",

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fermata_model::VmDefinition;
-use fermata_vault::memory::{Holder, Memfd, Provider, Region};
+use fermata_vault::memory::{Holder, Region};
 use fermata_vault::process::Process;
 use fermata_vault::tap::Queue;
 use fermata_vmm::command::{self, Paths};
@@ -15,6 +15,7 @@ use fermata_vmm::qga::{Qga, ShutdownMode};
 use fermata_vmm::qmp::{self, EventKind, Qmp, QmpError};
 
 use crate::inventory::Runtime;
+use crate::vaults::Vaults;
 
 /// How long a monitor may take to answer a VMM that is known to run.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -62,14 +63,13 @@ impl Live {
     }
 
     /// Finds the VMM of a record again: its process, its monitor, and copies of its descriptors out of it.
-    pub(super) async fn find(definition: &VmDefinition, runtime: &Runtime) -> Result<Self, String> {
+    pub(super) async fn find(definition: &VmDefinition, runtime: &Runtime, vaults: &Vaults) -> Result<Self, String> {
         let identity = runtime.process.ok_or("the agent ended while it was starting")?;
         let process = Process::find(identity)
             .map_err(|e| e.to_string())?
             .ok_or_else(|| format!("its VMM, {identity}, ended while no agent looked"))?;
         let holder = Holder { process: &process, fd: command::MEMORY };
-        let memory =
-            Memfd::default().reclaim(definition.uuid, definition.memory, Some(holder)).map_err(|e| e.to_string())?;
+        let memory = vaults.reclaim(runtime.vault, definition, Some(holder)).map_err(|e| e.to_string())?;
         let mut queues = Vec::new();
         for (nic, name) in runtime.taps.iter().enumerate() {
             let fd = process.take_fd(command::tap(nic)).map_err(|e| e.to_string())?;

@@ -16,6 +16,7 @@
 //! - The VMM is no child of the agent. The agent's death changes nothing for it, and a new agent finds it by pid and
 //!   start time, its sockets, and takes its descriptors back from it.
 
+mod carry;
 mod check;
 mod cpu;
 mod error;
@@ -41,6 +42,8 @@ use crate::config::Config;
 use crate::inventory::{Inventory, InventoryError, VmRecord};
 use crate::links::Links;
 use crate::units::Units;
+use crate::users;
+use crate::vaults::Vaults;
 
 pub use error::VmError;
 use live::Live;
@@ -59,6 +62,7 @@ pub struct Vms {
     kvm: Result<(), String>,
     tsc_khz: Option<u32>,
     boot: Uuid,
+    vaults: Vaults,
     slots: Mutex<BTreeMap<VmName, Arc<Slot>>>,
 }
 
@@ -108,7 +112,9 @@ impl Vms {
         let kvm = fermata_vault::kvm::usable().map_err(|e| e.to_string());
         let tsc_khz = fermata_vault::kvm::guest_tsc_khz();
         let vmms = Vmms::open(&config.run_dir);
-        Self { config, inventory, links, units, vmms, kvm, tsc_khz, boot, slots: Mutex::default() }
+        let user = users::find(&config.vm_user).ok();
+        let vaults = Vaults::open(&config.vault, user.as_ref());
+        Self { config, inventory, links, units, vmms, kvm, tsc_khz, boot, vaults, slots: Mutex::default() }
     }
 
     /// What the configured VMMs are. Asking one takes a second or more, so it is done once per binary, and whoever needs
@@ -127,6 +133,12 @@ impl Vms {
     #[must_use]
     pub const fn boot(&self) -> Uuid {
         self.boot
+    }
+
+    /// Where VMs' memory comes from.
+    #[must_use]
+    pub const fn vaults(&self) -> &Vaults {
+        &self.vaults
     }
 
     pub(crate) const fn units(&self) -> &Units {

@@ -41,6 +41,11 @@ impl Vms {
         let name = record.definition.name.clone();
         let slot = self.slot(&name);
         let turn = slot.operation.lock().await;
+        if let Some(runtime) = &record.runtime
+            && self.vaults.keeps(record.definition.uuid)
+        {
+            return self.recover_kept(&record, runtime).await;
+        }
         if !matches!(&record.runtime, Some(runtime) if runtime.boot == self.boot) {
             self.recover_beside(&slot, &record).await?;
         }
@@ -77,7 +82,7 @@ impl Vms {
         if runtime.boot != self.boot {
             return Found::Rebooted;
         }
-        match Live::find(&record.definition, runtime).await {
+        match Live::find(&record.definition, runtime, &self.vaults).await {
             Ok(live) => {
                 tracing::info!(vm = %record.definition.name, unit = runtime.unit, "found again");
                 self.take_up(&record.definition.name, live);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fermata_model::{VmDefinition, VmName, VmmVersion};
-use fermata_vault::memory::{Memfd, Provider};
+use fermata_vault::memory::{Kind, Memfd, Provider};
 use fermata_vault::process::Process;
 use fermata_vault::tap::{self, TapName};
 use fermata_vmm::command::{Paths, Role};
@@ -44,7 +44,7 @@ impl Vms {
         rehearsed
     }
 
-    fn twin_runtime(&self, definition: &VmDefinition, vmm: VmmVersion, side: char) -> Runtime {
+    pub(super) fn twin_runtime(&self, definition: &VmDefinition, vmm: VmmVersion, side: char) -> Runtime {
         let (head, ..) = definition.uuid.as_fields();
         let tap = |nic: usize| -> TapName {
             format!("vm{head:08x}-{nic}{side}").parse().expect("as short as the VM's own taps, and of the same letters")
@@ -58,10 +58,11 @@ impl Vms {
             dir: self.config.run_dir.join("twin").join(definition.name.as_str()).join(side.to_string()),
             taps: (0..definition.nics.len()).map(tap).collect(),
             owners: Vec::new(),
+            vault: Kind::Memfd,
         }
     }
 
-    async fn remove_twins(&self, old: &Runtime, new: &Runtime) -> Result<(), VmError> {
+    pub(super) async fn remove_twins(&self, old: &Runtime, new: &Runtime) -> Result<(), VmError> {
         self.tear_down_vmm(old).await?;
         self.tear_down_vmm(new).await?;
         if let Some(parent) = new.dir.parent() {
@@ -96,7 +97,7 @@ impl Vms {
         Ok(())
     }
 
-    async fn start_twin(
+    pub(super) async fn start_twin(
         &self,
         definition: &VmDefinition,
         runtime: &Runtime,

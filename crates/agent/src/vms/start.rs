@@ -17,12 +17,11 @@ use std::time::Duration;
 use fermata_model::spec::Firmware;
 use fermata_model::{VmDefinition, VmName};
 use fermata_vault::launch::{Door, Launch};
-use fermata_vault::memory::{Memfd, Provider};
 use fermata_vault::process::Process;
 use fermata_vault::tap;
-use fermata_vmm::command::{self, Accelerator, Paths, Role, UefiFiles};
+use fermata_vmm::command::{self, Accelerator, MemoryPlace, Paths, Role, UefiFiles};
 use fermata_vmm::images::{self, Backend};
-use fermata_vmm::qmp::Qmp;
+use fermata_vmm::qmp::{Qmp, QmpError};
 
 use super::live::{self, Lent, Live};
 use super::{VmError, Vms, check, teardown};
@@ -47,15 +46,32 @@ impl Vms {
         self.start_it(name).await
     }
 
-    /// Starts a VM that a maintenance has.
+    /// The record of a VM to be started. What the vault keeps of it is not given up by a start.
+    async fn free_for_start(&self, name: &VmName) -> Result<VmRecord, VmError> {
+        let record = self.record(name).await?;
+        match &record.runtime {
+            Some(runtime) if runtime.boot != self.boot && self.vaults.keeps(record.definition.uuid) => {
+                Err(VmError::Kept { name: name.clone() })
+            }
+            _ => Ok(record),
+        }
+    }
+
+    /// Starts a VM that a maintenance has, from its disks: what was kept of it is given up.
     pub(crate) async fn start_for_maintenance(self: &Arc<Self>, name: &VmName) -> Result<(), VmError> {
+        let record = self.record(name).await?;
+        if let Some(runtime) = record.runtime.filter(|runtime| runtime.boot != self.boot) {
+            let slot = self.slot(name);
+            let _turn = slot.operation.lock().await;
+            self.tear_down(name, &runtime).await?;
+        }
         self.start_it(name).await.map(drop)
     }
 
     async fn start_it(self: &Arc<Self>, name: &VmName) -> Result<VmView, VmError> {
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
-        let record = self.record(name).await?;
+        let record = self.free_for_start(name).await?;
         if record.runtime.is_none() {
             let runtime = self.prepare(&record).await?;
             match self.launch(&record, runtime.clone()).await {
@@ -86,7 +102,12 @@ impl Vms {
         for (disk, image) in definition.disks.iter().enumerate() {
             images::check_free(image).map_err(|source| VmError::Image { disk, source })?;
         }
-        let (_, available) = check::meminfo()?;
+        let room = self.vaults.room();
+        let available = room.map_err(|source| VmError::Io {
+            what: "look at the vault",
+            path: self.config.vault.device.clone(),
+            source,
+        })?;
         if definition.memory > available {
             return Err(VmError::MemoryShort { wanted: definition.memory, available });
         }
@@ -107,6 +128,7 @@ impl Vms {
             dir: self.config.run_dir.join("vm").join(definition.name.as_str()).join(generation.to_string()),
             taps,
             owners,
+            vault: self.vaults.kind(),
         };
         let (key, stored) = (definition.name.clone(), runtime.clone());
         self.db(move |db| db.set_runtime(&key, Some(&stored))).await?;
@@ -121,7 +143,7 @@ impl Vms {
         })
     }
 
-    async fn launch(&self, record: &VmRecord, mut runtime: Runtime) -> Result<Live, VmError> {
+    async fn launch(self: &Arc<Self>, record: &VmRecord, mut runtime: Runtime) -> Result<Live, VmError> {
         let definition = &record.definition;
         let user = self.vm_user()?;
         make_dir(&runtime.dir, &user)?;
@@ -131,15 +153,18 @@ impl Vms {
         let (key, stored) = (definition.name.clone(), runtime.clone());
         self.db(move |db| db.set_runtime(&key, Some(&stored))).await?;
         let monitor = Paths::in_folder(&runtime.dir).qmp();
-        let ready = async {
-            tokio::select! {
-                connected = Qmp::connect(&monitor, READY_LIMIT) => connected,
-                // A VMM that refuses its command line is gone long before the limit.
-                () = ended(&process) => Err(fermata_vmm::qmp::QmpError::Closed { command: "greeting" }),
-            }
-        };
-        let qmp = ready.await.map_err(|source| VmError::Qmp { name: definition.name.clone(), act: "start", source })?;
+        let ready = self.answering(&process, &monitor).await;
+        let qmp = ready.map_err(|source| VmError::Qmp { name: definition.name.clone(), act: "start", source })?;
         Ok(Live::new(process, qmp, runtime, lent))
+    }
+
+    /// The monitor of a VMM that was just started.
+    pub(super) async fn answering(&self, process: &Process, monitor: &Path) -> Result<Qmp, QmpError> {
+        tokio::select! {
+            connected = Qmp::connect(monitor, READY_LIMIT) => connected,
+            // A VMM that refuses its command line is gone long before the limit.
+            () = ended(process) => Err(QmpError::Closed { command: "greeting" }),
+        }
     }
 
     /// Starts a VMM in its unit with everything lent to it; it has not answered yet.
@@ -153,7 +178,7 @@ impl Vms {
     ) -> Result<Process, VmError> {
         let user = self.vm_user()?;
         let vhosts = open_vhosts(definition.nics.len());
-        let info = check::vmm_info(self, runtime.vmm).await?;
+        let binary = check::vmm_binary(self, runtime.vmm)?;
         let uefi = self.uefi_files(definition, &user)?;
         let disks = self.hand_images(definition, &user)?;
         let args = command::arguments(
@@ -167,17 +192,23 @@ impl Vms {
                 disks,
                 vhost: vhosts.is_some(),
                 uefi,
+                memory: MemoryPlace::of(&lent.memory),
             },
         )
         .map_err(|source| VmError::Command { name: definition.name.clone(), source })?;
-        let launch = Launch { program: info.binary.clone(), args, env: std::collections::BTreeMap::new() };
+        let launch = Launch { program: binary, args, env: std::collections::BTreeMap::new() };
         self.launch_unit(definition, runtime, &user, launch, lent, vhosts.as_deref()).await
     }
 
     /// Opens what the VM is lent.
-    async fn lend(&self, definition: &VmDefinition, runtime: &Runtime, user: &User) -> Result<Lent, VmError> {
-        let (uuid, size) = (definition.uuid, definition.memory);
-        let memory = tokio::task::spawn_blocking(move || Memfd::default().allocate(uuid, size))
+    async fn lend(
+        self: &Arc<Self>,
+        definition: &VmDefinition,
+        runtime: &Runtime,
+        user: &User,
+    ) -> Result<Lent, VmError> {
+        let (vms, whose) = (Arc::clone(self), definition.clone());
+        let memory = tokio::task::spawn_blocking(move || vms.vaults.allocate(&whose))
             .await
             .map_err(|_| VmError::Inside)?
             .map_err(|source| VmError::Memory { name: definition.name.clone(), source })?;
@@ -253,6 +284,7 @@ impl Vms {
             user: self.config.vm_user.clone(),
             slice: self.config.slice.clone(),
             log: runtime.dir.join(live::LOG),
+            vault: self.vaults.device(runtime.vault).map(Path::to_owned),
         };
         self.units.start(&unit).await?;
         let fds = numbered(lent, vhosts).map_err(|source| VmError::Io {

@@ -147,6 +147,10 @@ impl Vms {
         let Some(runtime) = &record.runtime else { return Ok(()) };
         let failure = live.failure(&runtime.dir);
         slot.set_live(None);
+        if self.vaults.keeps(record.definition.uuid) {
+            tracing::error!(vm = %name, reason = failure, "its VMM ended; memory and state are kept in the vault");
+            return self.tear_down_vmm(runtime).await;
+        }
         self.tear_down(name, runtime).await?;
         match &failure {
             None => tracing::info!(vm = %name, "the guest shut itself down"),

@@ -92,6 +92,7 @@ impl Vms {
             dir: self.config.run_dir.join("vm").join(name.as_str()).join(generation.to_string()),
             taps: nics.map(|nic| links::tap_name(record.definition.uuid, nic, generation)).collect(),
             owners: live.runtime().owners.clone(),
+            vault: live.runtime().vault,
         };
         self.note_beside(name, Some(&runtime)).await?;
         match self.set_up_new(&record, &live, &mut runtime).await {
@@ -310,6 +311,7 @@ impl Vms {
         let _turn = slot.operation.lock().await;
         let record = self.record(name).await?;
         let live = running(&slot, name, &record).await?;
+        self.forget_saved(&record)?;
         let beside = slot.beside();
         if let Some(beside) = &beside {
             *beside.gate.lock().await = Gate::Shut;

@@ -30,6 +30,8 @@ impl Vms {
         if let Some(parent) = runtime.dir.parent() {
             remove_dir(parent)?;
         }
+        // Only now is its VMM certainly gone.
+        self.vaults.free(runtime.vault, self.record(name).await?.definition.uuid);
         let key = name.clone();
         self.db(move |db| db.set_runtime(&key, None)).await
     }

@@ -64,7 +64,7 @@ impl Vms {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             kvm: self.kvm.clone(),
             tsc_khz: self.tsc_khz,
-            vault: "memfd".to_owned(),
+            vault: self.vaults.describe(),
             vmms: vmms.collect(),
             bridges: bridges.collect(),
             vms: records.len(),

@@ -50,7 +50,7 @@ impl Memfd {
         if u64::try_from(found).ok() != Some(size.bytes()) {
             return Err(refuse(format!("a memfd of {found} bytes instead of {}", size.bytes())));
         }
-        Ok(Region { fd, size })
+        Ok(Region { fd, size, offset: 0, align: None })
     }
 }
 
@@ -86,7 +86,7 @@ impl Provider for Memfd {
                 .map_err(system("take its pages"))?;
         }
         rustix::fs::fcntl_add_seals(&fd, SIZE_SEALS | SealFlags::SEAL).map_err(system("seal its size"))?;
-        Ok(Region { fd, size })
+        Ok(Region { fd, size, offset: 0, align: None })
     }
 
     fn reclaim(&self, vm: Uuid, size: Size, holder: Option<Holder<'_>>) -> Result<Region, MemoryError> {
@@ -115,7 +115,7 @@ impl Region {
     /// # Errors
     /// The kernel's reason (no descriptor left).
     pub fn try_clone(&self) -> std::io::Result<Self> {
-        Ok(Self { fd: self.duplicate()?, size: self.size })
+        Ok(Self { fd: self.duplicate()?, size: self.size, offset: self.offset, align: self.align })
     }
 
     /// A second descriptor of the same memory, close-on-exec.

@@ -59,13 +59,17 @@ pub(super) fn machine(vm: &VmDefinition, runtime: &Runtime, args: &mut Vec<Strin
     push(args, "-cpu", cpu(vm, runtime.accelerator));
     push(args, "-smp", format!("{n},sockets=1,cores={n},threads=1", n = vm.vcpus));
     push(args, "-m", format!("size={}M", vm.memory.mib()));
-    let memory = json!({
+    let mut memory = json!({
         "qom-type": "memory-backend-file",
         "id": "ram0",
         "share": true,
         "mem-path": fermata_vault::memory::Region::vmm_path(MEMORY),
         "size": vm.memory.bytes(),
     });
+    if let Some(align) = runtime.memory.align {
+        memory["offset"] = runtime.memory.offset.into();
+        memory["align"] = align.into();
+    }
     push(args, "-object", memory.to_string());
     let base = match vm.os {
         GuestOs::Linux => "utc",

@@ -49,6 +49,7 @@ fn runtime(vm: &VmDefinition, role: Role) -> Runtime {
             vars: "/var/lib/fermata/vars.fd".into(),
             vars_bytes: 540_672,
         }),
+        memory: MemoryPlace::default(),
     }
 }
 

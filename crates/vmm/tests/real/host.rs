@@ -162,6 +162,7 @@ impl Vm {
             disks: self.definition.disks.iter().map(|disk| images::inspect(disk).unwrap()).collect(),
             vhost: false,
             uefi: None,
+            memory: command::MemoryPlace::of(&self.region),
         };
         let launch = Launch {
             program: binary.to_owned(),

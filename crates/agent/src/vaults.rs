@@ -1,0 +1,194 @@
+//! Where VMs' memory comes from on this host: the vaults, by kind.
+//!
+//! The vault of new VMs is the operator's choice ([`crate::config::VaultConfig`]); a VM that runs stays in the vault it was
+//! started in, so both kinds can be in use at the same time.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use fermata_model::{Size, VmDefinition};
+use fermata_vault::memory::devdax::namespace;
+use fermata_vault::memory::{Devdax, Holder, Kind, Memfd, MemoryError, Provider, Region};
+use uuid::Uuid;
+
+use crate::config::VaultConfig;
+use crate::users::User;
+
+/// Modules that make memory set aside on the kernel command line a device.
+pub const MODULES: [&str; 4] = ["nd_e820", "nd_pmem", "dax_pmem", "device_dax"];
+
+/// The vaults of a host.
+#[derive(Debug)]
+pub struct Vaults {
+    kind: Kind,
+    device: PathBuf,
+    devdax: Result<Arc<Devdax>, String>,
+}
+
+impl Vaults {
+    /// Opens what the configuration names. A vault that cannot be opened is no error here: VMs in other vaults do not
+    /// depend on it.
+    #[must_use]
+    pub fn open(config: &VaultConfig, user: Option<&User>) -> Self {
+        let devdax = match config.kind {
+            Kind::Devdax => open_devdax(&config.device, user),
+            Kind::Memfd | Kind::Luo => Err("this host is not set up for it; see `fermata host prepare`".to_owned()),
+        };
+        if let (Kind::Devdax, Err(reason)) = (config.kind, &devdax) {
+            tracing::error!(reason, "the vault cannot be used");
+        }
+        Self { kind: config.kind, device: config.device.clone(), devdax: devdax.map(Arc::new) }
+    }
+
+    /// The kind that new VMs get.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The vault that outlives the kernel, or why there is none.
+    pub(crate) fn devdax(&self) -> Result<&Arc<Devdax>, String> {
+        self.devdax.as_ref().map_err(Clone::clone)
+    }
+
+    /// The device that a VMM must be allowed to open, for memory of a kind.
+    #[must_use]
+    pub fn device(&self, kind: Kind) -> Option<&Path> {
+        (kind == Kind::Devdax).then_some(self.device.as_path())
+    }
+
+    /// One line for people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match (self.kind, &self.devdax) {
+            (Kind::Devdax, Ok(vault)) => {
+                let capacity = vault.capacity().map(|c| format!("{}, at most {} for one more VM", c.total, c.free));
+                format!("devdax {}: {}", self.device.display(), capacity.unwrap_or_default())
+            }
+            (Kind::Devdax, Err(reason)) => format!("devdax, cannot be used: {reason}"),
+            (Kind::Memfd | Kind::Luo, _) => "memfd".to_owned(),
+        }
+    }
+
+    fn usable(&self, vm: Uuid) -> Result<&Arc<Devdax>, MemoryError> {
+        self.devdax.as_ref().map_err(|reason| MemoryError::System {
+            vm,
+            what: "use the vault",
+            source: std::io::Error::other(reason.clone()),
+        })
+    }
+
+    /// New memory for a VM, of the kind for new VMs. Takes the time to wipe it.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn allocate(&self, definition: &VmDefinition) -> Result<Region, MemoryError> {
+        let (vm, size) = (definition.uuid, definition.memory);
+        match self.kind {
+            Kind::Devdax => self.usable(vm)?.allocate(vm, size),
+            Kind::Memfd | Kind::Luo => Memfd::default().allocate(vm, size),
+        }
+    }
+
+    /// Memory that a VM has already.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn reclaim(
+        &self,
+        kind: Kind,
+        definition: &VmDefinition,
+        holder: Option<Holder<'_>>,
+    ) -> Result<Region, MemoryError> {
+        let (vm, size) = (definition.uuid, definition.memory);
+        match kind {
+            Kind::Devdax => self.usable(vm)?.reclaim(vm, size, holder),
+            Kind::Memfd | Kind::Luo => Memfd::default().reclaim(vm, size, holder),
+        }
+    }
+
+    /// Gives up memory whose VMM is gone. Memory in a vault that cannot be opened stays as it is.
+    pub(crate) fn free(&self, kind: Kind, vm: Uuid) {
+        if kind != Kind::Devdax {
+            return;
+        }
+        let freed = self.devdax().and_then(|vault| vault.free(vm).map_err(|e| e.to_string()));
+        if let Err(reason) = freed {
+            tracing::error!(%vm, reason, "its memory in the vault was not given up");
+        }
+    }
+
+    /// How much more memory a VM can have.
+    pub(crate) fn room(&self) -> std::io::Result<Size> {
+        match &self.devdax {
+            Ok(vault) => Ok(vault.capacity()?.free),
+            Err(reason) if self.kind == Kind::Devdax => Err(std::io::Error::other(reason.clone())),
+            Err(_) => Ok(Memfd::default().capacity()?.free),
+        }
+    }
+
+    /// Whether the state of a VM's devices is kept: it was saved, and has not run since.
+    #[must_use]
+    pub fn keeps(&self, vm: Uuid) -> bool {
+        self.devdax.as_ref().is_ok_and(|vault| vault.saved(vm).is_some())
+    }
+}
+
+fn open_devdax(device: &Path, user: Option<&User>) -> Result<Devdax, String> {
+    if !device.exists() {
+        load_modules();
+        if let Some(region) = region_of(device) {
+            namespace::ensure(region).map_err(|error| crate::chain(&error))?;
+        }
+    }
+    let vault = Devdax::open(device).map_err(|error| crate::chain(&error))?;
+    if let Some(user) = user {
+        open_to(device, user).map_err(|error| format!("{}: {error}", device.display()))?;
+    }
+    Ok(vault)
+}
+
+/// The VMM opens the device once more through its inherited descriptor, so the VMMs' group may; nobody else.
+fn open_to(device: &Path, user: &User) -> std::io::Result<()> {
+    let meta = std::fs::metadata(device)?;
+    if meta.gid() != user.gid {
+        chown(device, Some(0), Some(user.gid))?;
+    }
+    std::fs::set_permissions(device, std::fs::Permissions::from_mode(0o660))
+}
+
+/// The number of the region in `/dev/daxN.0`.
+fn region_of(device: &Path) -> Option<u32> {
+    device.file_name()?.to_str()?.strip_prefix("dax")?.strip_suffix(".0")?.parse().ok()
+}
+
+fn load_modules() {
+    let mut modprobe = Command::new("modprobe");
+    modprobe.arg("--quiet").arg("--all").args(MODULES).stdin(Stdio::null());
+    // What is missing afterwards shows in the device, with a reason of its own.
+    if let Err(error) = modprobe.status() {
+        tracing::warn!(%error, "modprobe cannot be run");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_devices_of_the_usual_name_are_made() {
+        assert_eq!(region_of(Path::new("/dev/dax3.0")), Some(3));
+        assert_eq!(region_of(Path::new("/dev/dax0.1")), None);
+        assert_eq!(region_of(Path::new("/dev/pmem0")), None);
+    }
+
+    #[test]
+    fn a_vault_that_cannot_be_opened_names_the_device_and_memfd_goes_on() {
+        let config = VaultConfig { kind: Kind::Devdax, device: "/nowhere/region".into() };
+        let vaults = Vaults::open(&config, None);
+        assert!(vaults.describe().contains("/nowhere/region"), "{}", vaults.describe());
+        assert!(!vaults.keeps(Uuid::from_u128(1)));
+    }
+}
