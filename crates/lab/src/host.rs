@@ -227,6 +227,17 @@ impl Host {
         self.process.is_alive()
     }
 
+    /// Memory that its QEMU occupies on this machine, in bytes (`VmRSS` of proc(5)).
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn memory_used(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS: has it ended?")?;
+        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kib << 10)
+    }
+
     /// An `ssh` command to the host; for people, who may want a terminal.
     ///
     /// # Errors

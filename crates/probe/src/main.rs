@@ -1,4 +1,4 @@
-//! The probe as a program: `guest`, `sink`, `ask ADDRESS WHAT`, `check-disk PATH ACKNOWLEDGED`.
+//! The probe as a program: `guest`, `sink`, `ask ADDRESS WHAT`, `check-disk PATH ACKNOWLEDGED`, `hold-kvm`.
 
 use std::{error::Error, path::Path, process::ExitCode, time::Duration};
 
@@ -7,7 +7,8 @@ use fermata_probe::{BEAT_PORT, SINK_CONTROL_PORT, control, disk, guest, report::
 const USAGE: &str = "usage: fermata-probe guest [--network]
        fermata-probe sink
        fermata-probe ask ADDRESS:PORT report|clock|mark|verify
-       fermata-probe check-disk PATH ACKNOWLEDGED";
+       fermata-probe check-disk PATH ACKNOWLEDGED
+       fermata-probe hold-kvm";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -43,6 +44,12 @@ fn run(words: &[&str]) -> Result<(), Box<dyn Error>> {
         }
         ["check-disk", path, acknowledged] => {
             println!("{}", serde_json::to_string(&disk::check(Path::new(path), acknowledged.parse()?)?)?);
+        }
+        ["hold-kvm"] => {
+            let _held = fermata_vault::kvm::hold()?;
+            loop {
+                std::thread::park();
+            }
         }
         _ => return Err(USAGE.into()),
     }

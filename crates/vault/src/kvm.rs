@@ -47,6 +47,26 @@ fn vcpu() -> Result<kvm_ioctls::VcpuFd, KvmError> {
     vm.create_vcpu(0).map_err(broken("creating a vCPU"))
 }
 
+/// A VM of nothing that exists as long as this value does.
+#[derive(Debug)]
+pub struct Held {
+    _vm: kvm_ioctls::VmFd,
+}
+
+/// Makes an empty VM and keeps it.
+///
+/// With the first VM and after the last one the kernel rewrites code of its scheduler (`preempt_notifier_inc` in
+/// `kvm_create_vm`). An emulator of several CPUs may get that wrong once in a hundred times, and the host's kernel then
+/// dies of a breakpoint nobody set; with one VM always there it happens once per boot.
+///
+/// # Errors
+/// [`KvmError`] when no VM can be made.
+pub fn hold() -> Result<Held, KvmError> {
+    let kvm = Kvm::new().map_err(|errno| KvmError::Open(errno.into()))?;
+    let vm = kvm.create_vm().map_err(|errno| KvmError::Broken { what: "creating a VM", source: errno.into() })?;
+    Ok(Held { _vm: vm })
+}
+
 /// The frequency that KVM gives a guest's TSC on this host, in kHz; `None` where KVM is missing or does not tell.
 #[must_use]
 pub fn guest_tsc_khz() -> Option<u32> {

@@ -92,7 +92,7 @@ done
 cp -R "$assets/host/tree/." "$root/"
 mkdir -p "$root/var/lib/fermata-lab/images" "$root/root/.ssh"
 chmod 700 "$root/root/.ssh"
-for unit in fermata-lab-network.service fermata-lab-ready.service fermata-lab-sink.service; do
+for unit in fermata-lab-network.service fermata-lab-kvm.service fermata-lab-ready.service fermata-lab-sink.service; do
     ln -sf "/etc/systemd/system/$unit" "$root/etc/systemd/system/multi-user.target.wants/$unit"
 done
 passwd --root "$root" --delete root >/dev/null

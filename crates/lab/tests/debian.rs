@@ -1,0 +1,49 @@
+//! A real Debian in a VM: both firmwares boot it, and its services find what they need.
+
+use std::time::{Duration, Instant};
+
+use fermata_lab::{Lab, LabSpec};
+use serde_json::Value;
+
+fn spec(firmware: &str, last: u8) -> String {
+    format!(
+        r#"name = "{firmware}"
+vcpus = 1
+memory = "512MiB"
+firmware = "{firmware}"
+[[disk]]
+path = "/srv/{firmware}.qcow2"
+format = "qcow2"
+[[nic]]
+bridge = "br0"
+mac = "52:54:00:00:00:{last:02x}"
+"#
+    )
+}
+
+#[test]
+fn debian_boots_by_bios_and_by_uefi() {
+    let mut lab = LabSpec::for_test("debian", 1);
+    lab.debian_guest = true;
+    let lab = Lab::up(&lab).unwrap();
+    let host = lab.host(1);
+    host.wait_agent_ready(Duration::from_secs(60)).unwrap();
+    for (firmware, last) in [("bios", 14), ("uefi", 15)] {
+        let overlay = "qemu-img create -q -f qcow2 -F qcow2 -b /var/lib/fermata-lab/images/debian/disk.qcow2";
+        host.run(&format!("{overlay} /srv/{firmware}.qcow2")).unwrap();
+        host.write("/tmp/vm.toml", &spec(firmware, last)).unwrap();
+        let began = Instant::now();
+        host.run("fermata vm create --start /tmp/vm.toml").unwrap();
+        let clocks = host.probe(last).wait_alive(240).unwrap();
+        println!("Debian by {firmware}: probe alive after {:.1} s", began.elapsed().as_secs_f64());
+        assert_eq!(clocks.clocksource, "kvm-clock");
+        // It shuts down when asked: ACPI reaches its init system.
+        let stopped =
+            host.exec_within(&format!("fermata --json vm stop {firmware} --timeout 90"), Duration::from_secs(150));
+        let stopped: Value = serde_json::from_str(&stopped.unwrap().stdout).unwrap();
+        assert_eq!(stopped["state"], "stopped", "{stopped}");
+        let console = host.run(&format!("cat /run/fermata/vm/{firmware}/console.log 2>/dev/null || true")).unwrap();
+        assert!(!console.contains("Kernel panic"), "{console}");
+        host.run(&format!("fermata vm delete {firmware}")).unwrap();
+    }
+}
