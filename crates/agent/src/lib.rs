@@ -8,6 +8,7 @@
 //! | [`maintain`] | updates under running VMs |
 //! | [`units`] | systemd's transient units |
 //! | [`links`] | bridges and taps |
+//! | [`setup`] | a host made ready for changes of its kernel |
 //! | [`vaults`] | where VMs' memory comes from |
 //! | [`users`] | the user that VMMs run as |
 //! | [`host`] | facts read from the kernel |
@@ -20,6 +21,7 @@ pub mod host;
 pub mod inventory;
 pub mod links;
 pub mod maintain;
+pub mod setup;
 pub mod units;
 pub mod users;
 pub mod vaults;

@@ -1,10 +1,14 @@
 //! `fermata host`: this host.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Subcommand;
 use fermata_agent::api::types::{HostView, VmView};
 use fermata_agent::client::Client;
+use fermata_agent::setup::prepare::Roots;
+use fermata_agent::{config, setup};
+use fermata_model::Size;
 
 use crate::output;
 
@@ -12,6 +16,14 @@ use crate::output;
 pub(crate) enum Command {
     /// What this host is and what it can do.
     Show,
+    /// Set this host up so that its kernel can be changed under VMs: memory set aside, modules, configuration.
+    Prepare(Prepare),
+    /// What this host has, and lacks, for changing its kernel under VMs.
+    Check {
+        /// The agent's configuration.
+        #[arg(long, default_value = config::DEFAULT_PATH)]
+        config: PathBuf,
+    },
     /// Shut down every VM, before the host itself goes down.
     #[command(hide = true)]
     StopGuests {
@@ -21,8 +33,57 @@ pub(crate) enum Command {
     },
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct Prepare {
+    /// Memory for VMs, such as 48GiB; the rest is left for the host.
+    #[arg(long)]
+    memory: Size,
+    /// Where it starts (physical address in bytes), instead of the upper end of the largest piece.
+    #[arg(long)]
+    start: Option<u64>,
+    /// Show what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// The agent's configuration.
+    #[arg(long, default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+fn prepare(wish: &Prepare, json: bool) -> anyhow::Result<()> {
+    let prepared = setup::prepare::plan(&Roots::of_this_host(&wish.config), wish.memory, wish.start)?;
+    if !wish.dry_run {
+        setup::prepare::carry_out(&prepared)?;
+    }
+    output::value(&prepared, json, |prepared| {
+        let mut text = format!("vault {}, left for the host {} ({})\n", prepared.vault, prepared.host, prepared.loader);
+        for (path, body) in &prepared.files {
+            text += &format!("{} {}:\n", if wish.dry_run { "would write" } else { "wrote" }, path.display());
+            text.extend(body.lines().map(|line| format!("    {line}\n")));
+        }
+        text.extend(prepared.next.iter().map(|next| format!("next: {next}\n")));
+        text.trim_end().to_owned()
+    })
+}
+
+fn check(path: &Path, json: bool) -> anyhow::Result<()> {
+    let config = config::Config::read(path)?;
+    let findings = setup::check::look(&config);
+    let missing = findings.iter().filter(|finding| !finding.good).count();
+    output::value(&findings, json, |findings| {
+        let line = |finding: &setup::check::Finding| {
+            let fix = finding.fix.as_ref().map_or(String::new(), |fix| format!("\n      {fix}"));
+            format!("{} {}: {}{fix}", if finding.good { "ok   " } else { "LACKS" }, finding.what, finding.found)
+        };
+        findings.iter().map(line).collect::<Vec<_>>().join("\n")
+    })?;
+    anyhow::ensure!(missing == 0, "{missing} things are missing for changing the kernel under VMs");
+    Ok(())
+}
+
 pub(crate) async fn run(command: Command, client: &Client, json: bool) -> anyhow::Result<()> {
     match command {
+        Command::Prepare(wish) => prepare(&wish, json),
+        Command::Check { config } => check(&config, json),
         Command::Show => {
             let view: HostView = client.get("/v1/host").await?;
             output::value(&view, json, whole)
