@@ -233,7 +233,7 @@ fn plan(update: &Update, host: &HostFacts, vm: &VmFacts) -> Result<VmPlan, Reaso
             return Ok(stays(vm, Some("stopped by its operator, so there is nothing to hold".to_owned())));
         }
         Change::Service { .. } => {}
-        Change::Vmm { version, .. } if *version == vm.vmm => {
+        Change::Vmm { version, again: false, .. } if *version == vm.vmm => {
             return Ok(stays(vm, Some(format!("runs on VMM {version} already"))));
         }
         Change::Vmm { version, .. } => {

@@ -72,6 +72,9 @@ pub enum Change {
         version: VmmVersion,
         /// Its binary, when the host does not know the version yet.
         binary: Option<PathBuf>,
+        /// Also for VMs that run on this version already: their binary was replaced under its name.
+        #[serde(default)]
+        again: bool,
     },
     /// The host's kernel.
     Kernel(KernelChange),

@@ -57,6 +57,15 @@ fn reason(update: &str, host: &HostFacts, vm: VmFacts) -> Reason {
 }
 
 #[test]
+fn a_vm_on_the_version_asked_for_is_left_alone_unless_its_binary_was_replaced() {
+    let left = answer(DOWN, &host(), vm());
+    assert_eq!(left.mechanism(), Mechanism::None);
+    assert_eq!(left.plans[0].note.as_deref(), Some("runs on VMM 10.0 already"));
+    let again = answer(&format!("{DOWN}again = true\n"), &host(), vm());
+    assert_eq!(again.mechanism(), Mechanism::Swap);
+}
+
+#[test]
 fn an_ordinary_vm_is_swapped_with_a_forecast() {
     let choice = answer(SWAP, &host(), vm());
     assert_eq!(choice.plans[0].mechanism, Mechanism::Swap);

@@ -51,7 +51,7 @@ fn one_byte_more_is_another_update() {
 fn defaults_are_those_of_the_reference() {
     let update = Update::from_toml("id = \"q\"\ntitle = \"Q\"\nkind = \"vmm\"\n[change]\nvmm = \"11.1\"\n").unwrap();
     assert_eq!((update.notice, update.parallelism, update.harshest), (Duration::from_secs(900), 4, Mechanism::Swap));
-    assert_eq!(update.change, Change::Vmm { version: "11.1".parse().unwrap(), binary: None });
+    assert_eq!(update.change, Change::Vmm { version: "11.1".parse().unwrap(), binary: None, again: false });
     let service = "id = \"s\"\ntitle = \"S\"\nkind = \"service\"\n[change]\ncommand = [\"/bin/a\"]\ntimeout_ms = 10\n\
         [[undo]]\ncommand = [\"/bin/b\"]\n";
     let service = Update::from_toml(service).unwrap();

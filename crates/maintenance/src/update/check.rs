@@ -181,6 +181,7 @@ struct RawChange {
     undo_needed: Option<bool>,
     vmm: Option<VmmVersion>,
     binary: Option<PathBuf>,
+    again: Option<bool>,
     image: Option<PathBuf>,
     initrd: Option<PathBuf>,
     cmdline: Option<String>,
@@ -277,6 +278,7 @@ fn change(kind: &str, raw: RawChange) -> Result<Change, UpdateError> {
         ("undo_needed", raw.undo_needed.is_some(), &["service"]),
         ("vmm", raw.vmm.is_some(), &["vmm", "kernel"]),
         ("binary", raw.binary.is_some(), &["vmm"]),
+        ("again", raw.again.is_some(), &["vmm"]),
         ("image", raw.image.is_some(), &["kernel"]),
         ("initrd", raw.initrd.is_some(), &["kernel"]),
         ("cmdline", raw.cmdline.is_some(), &["kernel"]),
@@ -311,7 +313,8 @@ fn change(kind: &str, raw: RawChange) -> Result<Change, UpdateError> {
         }
         "vmm" => {
             raw.binary.as_ref().map_or(Ok(()), |path| absolute("binary", path))?;
-            Ok(Change::Vmm { version: raw.vmm.ok_or_else(|| missing("vmm"))?, binary: raw.binary })
+            let version = raw.vmm.ok_or_else(|| missing("vmm"))?;
+            Ok(Change::Vmm { version, binary: raw.binary, again: raw.again.unwrap_or(false) })
         }
         _ => {
             let image = raw.image.ok_or_else(|| missing("image"))?;
