@@ -54,6 +54,8 @@ mod window;
 use fermata_model::VmName;
 
 pub use act::{Act, ActId, ActResult, Evidence, Failure, FailureKind, Key, Op};
+pub use fermata_vmm::handover::Way;
+
 pub use driver::{Maintenance, StartError};
 pub use entry::{Entry, Outcome, Owner, Stage, Stamped};
 pub use journalled::{Durability, Journalled, Log, LogFailure, Unwritten};

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::clock::ClockOutcome;
 use crate::forecast::Forecast;
 use crate::id::{Digest, MaintenanceId, UpdateId};
-use crate::machine::{ActId, Entry, Key, Op, Outcome, Owner, ReplayError, Stage, Stamped, State, Trouble, VmPhase};
+use crate::machine::{
+    ActId, Entry, Key, Op, Outcome, Owner, ReplayError, Stage, Stamped, State, Trouble, VmPhase, Way,
+};
 use crate::time::{Now, Wall, micros};
 use crate::update::Section;
 
@@ -61,6 +63,9 @@ pub struct VmReport {
     pub vm: VmName,
     /// How the update reached it.
     pub mechanism: Mechanism,
+    /// How its state went, or would have gone, to another VMM; `None` before a rehearsal has told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<Way>,
     /// Why it was not touched, where that needs saying.
     pub note: Option<String>,
     /// What was expected.
@@ -160,6 +165,7 @@ impl Report {
             Some(VmReport {
                 vm: plan.vm.clone(),
                 mechanism: plan.mechanism,
+                way: vm.way,
                 note: plan.note.clone(),
                 forecast: plan.forecast,
                 budget: plan.budget,

@@ -24,12 +24,14 @@
 //! new one run but [`resume`].
 //!
 //! Two VMMs that do not understand each other's cpr channel (an update taken back: 11.1 to 10.0) may still understand each
-//! other's state: [`hand_over_by_file`] is the way then, at the price of a longer pause. A rehearsal of both tells.
+//! other's state: [`hand_over_by_file`] is the way then, at the price of a longer pause. A rehearsal of both tells which
+//! [`Way`] works.
 //!
 //! A rehearsal is the same hand over between two twins ([`crate::command::Runtime::twin`]).
 
 mod error;
 mod state_file;
+mod way;
 
 use std::path::Path;
 use std::time::Duration;
@@ -45,6 +47,7 @@ use crate::qmp::{
 
 pub use error::{HandoverError, TakeBackError};
 pub use state_file::{hand_over_by_file, load, prepare_save, save};
+pub use way::Way;
 
 /// How often something is looked at that nothing announces.
 const LOOK: Duration = Duration::from_micros(500);

@@ -11,6 +11,9 @@ use crate::vms::VmError;
 
 /// Performs one act by its deadline.
 pub(super) async fn perform(shell: &Maintain, state: &State, act: &Act) -> ActResult {
+    if matches!(act.id.op, Op::PublishStarted | Op::StartNew) {
+        dead_man::start_early(shell, state).await;
+    }
     let overdue = || Failure { kind: FailureKind::Overdue, text: format!("{} was not done by its deadline", act.id) };
     tokio::time::timeout(time::left(act.by), begin(shell, state, act)).await.unwrap_or_else(|_| Err(overdue()))
 }
@@ -50,9 +53,12 @@ async fn begin(shell: &Maintain, state: &State, act: &Act) -> ActResult {
 async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std::time::Duration) -> ActResult {
     let vms = &shell.vms;
     let owner = state.vms.get(vm).map_or(Owner::Old, |vm| vm.owner);
+    let way = state.vms.get(vm).and_then(|vm| vm.way).unwrap_or_default();
     match op {
         Op::Rehearse => match state.order.update.change {
-            Change::Vmm { version, .. } => vms.rehearse(vm, version, limit).await.map(|()| Evidence::Done),
+            Change::Vmm { version, .. } => {
+                vms.rehearse(vm, version, limit).await.map(|way| Evidence::Rehearsed { way })
+            }
             Change::Kernel(ref kernel) => vms.rehearse_carry(vm, kernel.vmm, limit).await.map(|()| Evidence::Done),
             Change::Package { .. } | Change::Service { .. } => Ok(Evidence::Done),
         },
@@ -64,14 +70,14 @@ async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std:
             }
         },
         Op::StartNew => match state.order.update.change {
-            Change::Vmm { version, .. } => vms.start_new(vm, version).await.map(|()| Evidence::Done),
+            Change::Vmm { version, .. } => vms.start_new(vm, version, way).await.map(|()| Evidence::Done),
             Change::Package { .. } | Change::Service { .. } | Change::Kernel(_) => {
                 return Err(Failure::new("this update brings no VMM"));
             }
         },
         Op::DiscardNew => vms.discard_new(vm).await.map(|()| Evidence::Done),
         Op::Hold => vms.hold(vm, limit).await.map(stopped),
-        Op::HandOver => vms.hand_over(vm, limit).await.map(stopped),
+        Op::HandOver => vms.hand_over(vm, way, limit).await.map(stopped),
         Op::Resume if owner == Owner::New && matches!(state.order.update.change, Change::Kernel(_)) => {
             return kernel::resume(vms, state, vm, limit).await;
         }
@@ -80,7 +86,7 @@ async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std:
         Op::TakeBack => vms.take_back(vm, limit).await.map(resumed),
         Op::Retire => vms.retire(vm).await.map(|()| Evidence::Done),
         Op::SetClock => clock::correct(vms, vm).await.map(|outcome| Evidence::Clock { outcome }),
-        Op::Restart => vms.start_for_maintenance(vm).await.map(|()| Evidence::Done),
+        Op::Restart => vms.start_for_maintenance(vm).await.map(restarted),
         other => return Err(Failure::new(format!("`{other}` is not something this agent can do to a VM"))),
     }
     .map_err(|error| failure(&error))
@@ -103,6 +109,10 @@ fn stopped(at: Option<Timestamp>) -> Evidence {
 
 fn resumed(at: Option<Timestamp>) -> Evidence {
     Evidence::Resumed { at: at.map(wall) }
+}
+
+fn restarted(ran_already: bool) -> Evidence {
+    if ran_already { Evidence::Resumed { at: None } } else { Evidence::Done }
 }
 
 pub(super) fn wall(at: Timestamp) -> Wall {

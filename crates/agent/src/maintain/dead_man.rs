@@ -49,6 +49,19 @@ pub(super) async fn arm(shell: &Maintain, state: &State, vm: Option<&VmName>, by
     Ok(Evidence::Done)
 }
 
+/// Starts the process while there is time, so that arming it right before a pause takes next to none. Whether it can guard
+/// is told by [`arm`], so a failure here is not one of the maintenance.
+pub(super) async fn start_early(shell: &Maintain, state: &State) {
+    let mut client = shell.dead_man.lock().await;
+    if client.is_some() {
+        return;
+    }
+    match start(shell, &state.order.id).await {
+        Ok(started) => *client = Some(started),
+        Err(failure) => tracing::warn!(reason = failure.text, "the dead-man does not start yet"),
+    }
+}
+
 async fn start(shell: &Maintain, id: &MaintenanceId) -> Result<Client, Failure> {
     let failed = |error: &dyn std::error::Error| Failure::new(crate::chain(error));
     let (units, config) = (shell.vms.units(), shell.vms.config());

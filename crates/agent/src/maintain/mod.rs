@@ -244,6 +244,7 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self, first: Vec<Act>) {
+        let mut ends = self.shell.vms.hear_of_ends();
         self.begin(first);
         while self.maintenance.state().outcome.is_none() {
             let wake = self.maintenance.wake_at(time::now());
@@ -257,6 +258,7 @@ impl Driver {
                     Err(_) => Input::Tick,
                 },
                 Some(told) = self.told.recv() => told,
+                Ok((vm, reason)) = ends.recv() => Input::VmGone { vm, reason },
                 () = time::until(wake) => Input::Tick,
             };
             let handle = || self.maintenance.handle(input, time::now());

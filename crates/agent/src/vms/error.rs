@@ -257,6 +257,20 @@ pub enum VmError {
         /// Why.
         reason: String,
     },
+    /// Two VMMs do not understand each other.
+    #[error(
+        "VM `{name}` cannot go from VMM {from} to {to} ({tried}); it runs on as it is: choose a version in between, or shut it down and start it on {to}"
+    )]
+    NoWay {
+        /// The VM.
+        name: VmName,
+        /// The VMM it runs on.
+        from: VmmVersion,
+        /// The VMM it should go to.
+        to: VmmVersion,
+        /// What was tried and what came of it.
+        tried: String,
+    },
     /// Nothing stands beside.
     #[error("VM `{0}`: no other VMM stands beside the one that runs it")]
     NoneBeside(VmName),
@@ -308,6 +322,7 @@ impl VmError {
                 | Self::Process { .. }
                 | Self::Vault { .. }
                 | Self::NoneBeside(_)
+                | Self::NoWay { .. }
                 | Self::Unit(_)
                 | Self::Inventory(_)
                 | Self::Io { .. }
@@ -350,6 +365,7 @@ impl VmError {
             Self::Kept { .. } => "kept",
             Self::Vault { .. } => "vault-failed",
             Self::NoneBeside(_) => "none-beside",
+            Self::NoWay { .. } => "no-way",
             Self::UnderMaintenance { .. } => "under-maintenance",
             Self::Unit(_) => "unit-failed",
             Self::Inventory(_) => "inventory-failed",

@@ -34,7 +34,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fermata_model::{VmDefinition, VmName, VmSpec};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use uuid::Uuid;
 
 use crate::api::types::VmView;
@@ -64,6 +64,8 @@ pub struct Vms {
     boot: Uuid,
     vaults: Vaults,
     slots: Mutex<BTreeMap<VmName, Arc<Slot>>>,
+    /// VMs that ended by themselves, with what is known, for whoever has them in a maintenance.
+    gone: broadcast::Sender<(VmName, String)>,
 }
 
 /// The place of one VM: who may act on it now, and the VMM that runs it.
@@ -111,10 +113,15 @@ impl Vms {
     pub fn new(config: Config, inventory: Inventory, links: Links, units: Units, boot: Uuid) -> Self {
         let kvm = fermata_vault::kvm::usable().map_err(|e| e.to_string());
         let tsc_khz = fermata_vault::kvm::guest_tsc_khz();
-        let vmms = Vmms::open(&config.run_dir);
+        let (vmms, gone) = (Vmms::open(&config.run_dir), broadcast::Sender::new(GONE_KEPT));
         let user = users::find(&config.vm_user).ok();
         let vaults = Vaults::open(&config.vault, user.as_ref());
-        Self { config, inventory, links, units, vmms, kvm, tsc_khz, boot, vaults, slots: Mutex::default() }
+        Self { config, inventory, links, units, vmms, kvm, tsc_khz, boot, vaults, slots: Mutex::default(), gone }
+    }
+
+    /// Hears of VMs that end by themselves from now on.
+    pub(crate) fn hear_of_ends(&self) -> broadcast::Receiver<(VmName, String)> {
+        self.gone.subscribe()
     }
 
     /// What the configured VMMs are. Asking one takes a second or more, so it is done once per binary, and whoever needs
@@ -240,3 +247,6 @@ impl Vms {
         self.view(&self.record(name).await?).await
     }
 }
+
+/// Ends that are kept for a listener that is busy.
+const GONE_KEPT: usize = 256;

@@ -9,7 +9,7 @@ use fermata_vault::memory::{Kind, Memfd, Provider};
 use fermata_vault::process::Process;
 use fermata_vault::tap::{self, TapName};
 use fermata_vmm::command::{Paths, Role};
-use fermata_vmm::handover;
+use fermata_vmm::handover::{self, Way};
 use fermata_vmm::qmp::Qmp;
 use uuid::Uuid;
 
@@ -19,29 +19,42 @@ use super::{VmError, Vms};
 use crate::inventory::Runtime;
 
 impl Vms {
-    /// Rehearses the swap of a VM to a VMM. The VM is not touched.
+    /// Rehearses the swap of a VM to a VMM and tells which way works; the better one is tried first. The VM is not touched.
     ///
     /// # Errors
-    /// [`VmError`] with what the VMM said; nothing is left.
+    /// [`VmError::NoWay`] with what the VMMs said to each; nothing is left.
     pub(crate) async fn rehearse(
         self: &Arc<Self>,
         name: &VmName,
         vmm: VmmVersion,
         limit: Duration,
-    ) -> Result<(), VmError> {
+    ) -> Result<Way, VmError> {
         let (definition, live) = self.live(name).await?;
-        let old = self.twin_runtime(&definition, live.runtime().vmm, 'o');
-        let new = self.twin_runtime(&definition, vmm, 'n');
-        // Of an attempt that was cut short.
-        self.remove_twins(&old, &new).await?;
-        let rehearsed = tokio::time::timeout(limit, self.hand_twin_over(&definition, &old, &new)).await;
-        let rehearsed = rehearsed.unwrap_or_else(|_| {
-            let what = "take the twin over";
-            Err(VmError::Handover { name: name.clone(), source: handover::HandoverError::Late { what, limit } })
-        });
-        let rehearsed = rehearsed.map_err(|error| with_last_words(error, &new.dir));
-        self.remove_twins(&old, &new).await?;
-        rehearsed
+        let from = live.runtime().vmm;
+        let mut refused = Vec::new();
+        for way in Way::ALL {
+            let old = self.twin_runtime(&definition, from, 'o');
+            let new = self.twin_runtime(&definition, vmm, 'n');
+            // Of an attempt that was cut short.
+            self.remove_twins(&old, &new).await?;
+            let rehearsed = tokio::time::timeout(limit / 2, self.hand_twin_over(&definition, way, &old, &new)).await;
+            let rehearsed = rehearsed.unwrap_or_else(|_| {
+                let what = "take the twin over";
+                let source = handover::HandoverError::Late { what, limit: limit / 2 };
+                Err(VmError::Handover { name: name.clone(), source })
+            });
+            let rehearsed = rehearsed.map_err(|error| with_last_words(error, &new.dir));
+            self.remove_twins(&old, &new).await?;
+            match rehearsed {
+                Ok(()) => return Ok(way),
+                Err(error @ (VmError::Handover { .. } | VmError::VmmRefused { .. })) => {
+                    tracing::info!(vm = %name, %way, reason = crate::chain(&error), "this way does not work");
+                    refused.push(format!("by {way}: {}", crate::chain(&error)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(VmError::NoWay { name: name.clone(), from, to: vmm, tried: refused.join("; ") })
     }
 
     pub(super) fn twin_runtime(&self, definition: &VmDefinition, vmm: VmmVersion, side: char) -> Runtime {
@@ -71,7 +84,13 @@ impl Vms {
         Ok(())
     }
 
-    async fn hand_twin_over(&self, definition: &VmDefinition, old: &Runtime, new: &Runtime) -> Result<(), VmError> {
+    async fn hand_twin_over(
+        &self,
+        definition: &VmDefinition,
+        way: Way,
+        old: &Runtime,
+        new: &Runtime,
+    ) -> Result<(), VmError> {
         let failed = |source| VmError::Handover { name: definition.name.clone(), source };
         let memory = Memfd::default()
             .allocate(Uuid::new_v4(), definition.memory)
@@ -88,12 +107,12 @@ impl Vms {
             act: "rehearse",
             source,
         })?;
-        let process = self.start_twin(definition, new, Role::IncomingCpr, again).await?;
+        let process = self.start_twin(definition, new, way.role(), again).await?;
         let paths = Paths::in_folder(&new.dir);
-        handover::ready(&process, &paths, READY_LIMIT).await.map_err(failed)?;
-        handover::prepare(&old_qmp).await.map_err(failed)?;
+        let monitor = way.ready(&process, &paths, READY_LIMIT).await.map_err(failed)?;
+        way.prepare(&old_qmp).await.map_err(failed)?;
         // The twin stands in the new VMM: that is all that was to be shown.
-        let _stands = handover::hand_over(&old_qmp, &process, &paths, READY_LIMIT).await.map_err(failed)?;
+        let _stands = way.hand_over(&old_qmp, &process, monitor.as_ref(), &paths, READY_LIMIT).await.map_err(failed)?;
         Ok(())
     }
 

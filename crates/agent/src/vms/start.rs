@@ -43,7 +43,8 @@ impl Vms {
     /// A refusal, or a failure after which nothing of the start is left.
     pub async fn start(self: &Arc<Self>, name: &VmName) -> Result<VmView, VmError> {
         self.slot(name).check_free(name)?;
-        self.start_it(name).await
+        self.start_it(name).await?;
+        self.view(&self.record(name).await?).await
     }
 
     /// The record of a VM to be started. What the vault keeps of it is not given up by a start.
@@ -57,22 +58,24 @@ impl Vms {
         }
     }
 
-    /// Starts a VM that a maintenance has, from its disks: what was kept of it is given up.
-    pub(crate) async fn start_for_maintenance(self: &Arc<Self>, name: &VmName) -> Result<(), VmError> {
+    /// Starts a VM that a maintenance has, from its disks: what was kept of it is given up. Whether it ran already.
+    pub(crate) async fn start_for_maintenance(self: &Arc<Self>, name: &VmName) -> Result<bool, VmError> {
         let record = self.record(name).await?;
         if let Some(runtime) = record.runtime.filter(|runtime| runtime.boot != self.boot) {
             let slot = self.slot(name);
             let _turn = slot.operation.lock().await;
             self.tear_down(name, &runtime).await?;
         }
-        self.start_it(name).await.map(drop)
+        self.start_it(name).await
     }
 
-    async fn start_it(self: &Arc<Self>, name: &VmName) -> Result<VmView, VmError> {
+    /// Starts a VM; whether it ran already.
+    async fn start_it(self: &Arc<Self>, name: &VmName) -> Result<bool, VmError> {
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
         let record = self.free_for_start(name).await?;
-        if record.runtime.is_none() {
+        let ran_already = record.runtime.is_some();
+        if !ran_already {
             let runtime = self.prepare(&record).await?;
             match self.launch(&record, runtime.clone()).await {
                 Ok(live) => self.take_up(name, live),
@@ -90,7 +93,7 @@ impl Vms {
             db.set_failure(&key, None)
         })
         .await?;
-        self.view(&self.record(name).await?).await
+        Ok(ran_already)
     }
 
     /// Checks that the VM can start and puts on record what will be set up for it.

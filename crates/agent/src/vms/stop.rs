@@ -139,8 +139,14 @@ impl Vms {
     /// Cleans up after a VMM that ended without the agent ending it: the guest shut itself down, or the VMM died.
     async fn note_end(&self, name: &VmName, live: &Arc<Live>) -> Result<(), VmError> {
         let slot = self.slot(name);
+        let is_current = || slot.live().is_some_and(|current| Arc::ptr_eq(&current, live));
+        if is_current() {
+            // Told at once: an act on the VM may hold its turn and wait for a VMM that will never answer.
+            let reason = live.failure(&live.runtime().dir).unwrap_or_else(|| "the guest shut itself down".to_owned());
+            self.gone.send((name.clone(), reason)).ok();
+        }
         let _turn = slot.operation.lock().await;
-        if !slot.live().is_some_and(|current| Arc::ptr_eq(&current, live)) {
+        if !is_current() {
             return Ok(());
         }
         let record = self.record(name).await?;

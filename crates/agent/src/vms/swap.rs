@@ -15,12 +15,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fermata_model::{Mac, VmName, VmmVersion};
+use fermata_model::{BridgeName, Mac, VmName, VmmVersion};
 use fermata_vault::process::Process;
 use fermata_vault::relay::Relay;
 use fermata_vault::tap::{self, Queue};
-use fermata_vmm::command::{Paths, Role};
-use fermata_vmm::handover;
+use fermata_vmm::command::Paths;
+use fermata_vmm::handover::{self, HandedOver, Way};
 use fermata_vmm::qmp::{self, Qmp, Timestamp};
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -39,7 +39,7 @@ pub(super) struct Beside {
     process: Process,
     runtime: Runtime,
     queues: Vec<Queue>,
-    /// Its monitor, once it has one: a successor makes it when the VM arrives.
+    /// Its monitor, once it has one: a successor by [`Way::Transfer`] makes it when the VM arrives.
     qmp: Mutex<Option<Qmp>>,
     /// Whether frames may still be steered to it. A VMM that is killed closes its channel like one that is ready, and that
     /// must not steer frames to a dead one after the VM was taken back.
@@ -73,7 +73,7 @@ impl Vms {
     ///
     /// # Errors
     /// [`VmError`]; nothing of it is left then.
-    pub(crate) async fn start_new(&self, name: &VmName, vmm: VmmVersion) -> Result<(), VmError> {
+    pub(crate) async fn start_new(&self, name: &VmName, vmm: VmmVersion, way: Way) -> Result<(), VmError> {
         self.discard_new(name).await?;
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
@@ -95,7 +95,7 @@ impl Vms {
             vault: live.runtime().vault,
         };
         self.note_beside(name, Some(&runtime)).await?;
-        match self.set_up_new(&record, &live, &mut runtime).await {
+        match self.set_up_new(&record, &live, &mut runtime, way).await {
             Ok(beside) => {
                 slot.set_beside(Some(Arc::new(beside)));
                 Ok(())
@@ -109,7 +109,13 @@ impl Vms {
         }
     }
 
-    async fn set_up_new(&self, record: &VmRecord, live: &Live, runtime: &mut Runtime) -> Result<Beside, VmError> {
+    async fn set_up_new(
+        &self,
+        record: &VmRecord,
+        live: &Live,
+        runtime: &mut Runtime,
+        way: Way,
+    ) -> Result<Beside, VmError> {
         let definition = &record.definition;
         let name = &definition.name;
         let user = self.vm_user()?;
@@ -125,18 +131,18 @@ impl Vms {
             source,
         })?;
         let lent = Lent { memory, queues };
-        let process = self.launch_vmm(definition, runtime, Role::IncomingCpr, false, &lent).await?;
+        let process = self.launch_vmm(definition, runtime, way.role(), false, &lent).await?;
         runtime.process = Some(process.identity());
         self.note_beside(name, Some(runtime)).await?;
         let paths = Paths::in_folder(&runtime.dir);
         let failed = |source| VmError::Handover { name: name.clone(), source };
-        handover::ready(&process, &paths, READY_LIMIT).await.map_err(failed)?;
-        handover::prepare(live.qmp()).await.map_err(failed)?;
+        let monitor = way.ready(&process, &paths, READY_LIMIT).await.map_err(failed)?;
+        way.prepare(live.qmp()).await.map_err(failed)?;
         Ok(Beside {
             process,
             runtime: runtime.clone(),
             queues: lent.queues,
-            qmp: Mutex::default(),
+            qmp: Mutex::new(monitor),
             gate: AsyncMutex::new(Gate::Open),
         })
     }
@@ -153,6 +159,7 @@ impl Vms {
     pub(crate) async fn hand_over(
         self: &Arc<Self>,
         name: &VmName,
+        way: Way,
         limit: Duration,
     ) -> Result<Option<Timestamp>, VmError> {
         let slot = self.slot(name);
@@ -160,6 +167,23 @@ impl Vms {
         let record = self.record(name).await?;
         let live = running(&slot, name, &record).await?;
         let beside = slot.beside().ok_or_else(|| VmError::NoneBeside(name.clone()))?;
+        let handed = match way {
+            Way::Transfer => self.transfer(&record, &live, &beside, limit).await?,
+            Way::File => self.pass_file(&record, &live, &beside, limit).await?,
+        };
+        beside.set_qmp(handed.new);
+        Ok(handed.stopped)
+    }
+
+    /// By [`Way::Transfer`]: a relay sees the moment just before STOP, and frames are steered then.
+    async fn transfer(
+        self: &Arc<Self>,
+        record: &VmRecord,
+        live: &Live,
+        beside: &Arc<Beside>,
+        limit: Duration,
+    ) -> Result<HandedOver, VmError> {
+        let name = &record.definition.name;
         let user = self.vm_user()?;
         let relay_failed = |source| VmError::Relay { name: name.clone(), source };
         let relay = Relay::bind(&beside.runtime.dir.join("relay")).map_err(relay_failed)?;
@@ -167,34 +191,49 @@ impl Vms {
         let through = relay.path().to_owned();
         let paths = Paths::in_folder(&beside.runtime.dir);
         let target = paths.incoming_cpr();
-        let ways = self.ways(&record, &beside.runtime);
+        let ways = self.ways(record, &beside.runtime);
         let (vms, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
-        let guarded = Arc::clone(&beside);
+        let guarded = Arc::clone(beside);
         let relayed = tokio::task::spawn_blocking(move || {
             let mut steered = Ok(());
-            let gate = || {
-                steered = runtime.block_on(async {
-                    let gate = guarded.gate.lock().await;
-                    if *gate == Gate::Open { vms.steer(&ways).await } else { Ok(()) }
-                });
-            };
+            let gate = || steered = runtime.block_on(vms.steer_through(&guarded, &ways));
             relay.run(&target, limit, gate)?;
             Ok::<_, fermata_vault::relay::RelayError>(steered)
         });
         let handed = handover::hand_over_through(live.qmp(), &beside.process, &paths, &through, limit);
         let handed = handed.await.map_err(|source| VmError::Handover { name: name.clone(), source })?;
         relayed.await.map_err(|_| VmError::Inside)?.map_err(relay_failed)??;
-        beside.set_qmp(handed.new);
-        Ok(handed.stopped)
+        Ok(handed)
+    }
+
+    /// By [`Way::File`]: nothing announces STOP, but it follows the order at once, because memory stays where it is.
+    async fn pass_file(
+        &self,
+        record: &VmRecord,
+        live: &Live,
+        beside: &Beside,
+        limit: Duration,
+    ) -> Result<HandedOver, VmError> {
+        self.steer_through(beside, &self.ways(record, &beside.runtime)).await?;
+        let paths = Paths::in_folder(&beside.runtime.dir);
+        let monitor = beside.qmp();
+        let handed = Way::File.hand_over(live.qmp(), &beside.process, monitor.as_ref(), &paths, limit);
+        handed.await.map_err(|source| VmError::Handover { name: record.definition.name.clone(), source })
+    }
+
+    /// Steers frames to the VMM beside, unless its gate was shut.
+    async fn steer_through(&self, beside: &Beside, ways: &[(String, BridgeName, Mac)]) -> Result<(), VmError> {
+        let gate = beside.gate.lock().await;
+        if *gate == Gate::Open { self.steer(ways).await } else { Ok(()) }
     }
 
     /// Which tap each address of a VM is reached through, with a VMM's taps.
-    fn ways(&self, record: &VmRecord, runtime: &Runtime) -> Vec<(String, fermata_model::BridgeName, Mac)> {
+    fn ways(&self, record: &VmRecord, runtime: &Runtime) -> Vec<(String, BridgeName, Mac)> {
         let nics = record.definition.nics.iter();
         nics.zip(&runtime.taps).map(|(nic, tap)| (tap.to_string(), nic.bridge.clone(), nic.mac)).collect()
     }
 
-    async fn steer(&self, ways: &[(String, fermata_model::BridgeName, Mac)]) -> Result<(), VmError> {
+    async fn steer(&self, ways: &[(String, BridgeName, Mac)]) -> Result<(), VmError> {
         for (nic, (tap, bridge, mac)) in ways.iter().enumerate() {
             self.links.steer(tap, bridge, *mac).await.map_err(|source| VmError::Nic { nic, source })?;
         }
@@ -386,12 +425,14 @@ impl Vms {
         // A successor that waits has no monitor yet; one that stands has answered long before this limit.
         let monitor = Paths::in_folder(&runtime.dir).qmp();
         let qmp = Qmp::connect(&monitor, Duration::from_millis(500)).await.ok();
+        let successor = record.runtime.as_ref().is_some_and(|runs| runtime.generation > runs.generation);
         slot.set_beside(Some(Arc::new(Beside {
             process,
             runtime: runtime.clone(),
             queues,
             qmp: Mutex::new(qmp),
-            gate: AsyncMutex::new(Gate::Shut),
+            // A maintenance that goes on may still hand the VM over; one that goes back shuts the gate first.
+            gate: AsyncMutex::new(if successor { Gate::Open } else { Gate::Shut }),
         })));
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use fermata_model::VmName;
+use fermata_vmm::handover::Way;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::ClockOutcome;
@@ -168,6 +169,11 @@ pub enum Evidence {
     Preflight {
         /// The answer.
         choice: Choice,
+    },
+    /// `Rehearse`, for a swap: which way works.
+    Rehearsed {
+        /// The way that the VM will go.
+        way: Way,
     },
     /// `Hold`, `HandOver`, `Save`: when the vCPUs stopped (time stamp of QMP's STOP event).
     Stopped {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fermata_model::{Mechanism, VmName};
 
+use super::Way;
 use super::act::{ActId, ActResult, Evidence, Failure, FailureKind, Key, Op};
 use super::entry::{Entry, Outcome, Owner, Stage, Stamped};
 use crate::clock::ClockOutcome;
@@ -93,6 +94,8 @@ pub struct VmState {
     pub guest_blackout: Option<Duration>,
     /// What came of its clock after its last pause.
     pub clock: Option<ClockOutcome>,
+    /// How its state goes over to the new VMM (swap), once a rehearsal has told.
+    pub way: Option<Way>,
     pub(super) stopped: Option<Wall>,
     pub(super) new_started: bool,
     pub(super) armed: bool,
@@ -201,6 +204,7 @@ impl State {
                 pauses: Vec::new(),
                 guest_blackout: None,
                 clock: None,
+                way: None,
                 stopped: None,
                 new_started: false,
                 armed: false,
@@ -395,6 +399,11 @@ impl State {
                 let since = *since;
                 vm.stopped = if let Evidence::Stopped { at } = evidence { Some(*at) } else { None };
                 vm.phase = VmPhase::Paused { since };
+            }
+            (Op::Rehearse, _) => {
+                if let Evidence::Rehearsed { way } = evidence {
+                    vm.way = Some(*way);
+                }
             }
             (Op::Restore, VmPhase::Carried { since }) => vm.phase = VmPhase::Paused { since: *since },
             (Op::Resume | Op::TakeBack, VmPhase::Pausing { since } | VmPhase::Paused { since }) => {

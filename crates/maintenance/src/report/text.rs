@@ -58,7 +58,8 @@ impl fmt::Display for VmReport {
             VmEnd::Lost { reason } => format!("LOST: {reason}"),
             VmEnd::Gone { reason } => format!("ended by itself: {reason}"),
         };
-        writeln!(f, "  VM {:<8} {end} ({})", self.vm, self.mechanism)?;
+        let way = self.way.map_or_else(String::new, |way| format!(", by {way}"));
+        writeln!(f, "  VM {:<8} {end} ({}{way})", self.vm, self.mechanism)?;
         if let Some(note) = &self.note {
             writeln!(f, "    note     {note}")?;
         }

@@ -41,6 +41,9 @@ pub enum HandoverError {
     /// The new VMM is somewhere it should not be.
     #[error("the new VMM is in state {0:?} after the hand over; it was expected to stand still with the VM loaded")]
     OddState(RunState),
+    /// The new VMM's monitor was never reached.
+    #[error("the new VMM has no monitor; it must have been waited for before a hand over by file")]
+    NoMonitor,
     /// The new VMM's process cannot be watched.
     #[error(transparent)]
     Process(ProcessError),
