@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
+use fermata_lab::swaps::bench;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Development commands of Fermata")]
@@ -38,14 +39,9 @@ enum Task {
     },
     /// Run the tests that bring virtual hosts up: five minutes, on a machine with nothing else to do.
     TestHosts,
-    /// Measure something, beside a peer.
-    Bench {
-        /// What.
-        what: Part,
-        /// Seconds per run.
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-    },
+    /// Measure something, beside a peer or a floor.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Feed a parser that faces guests with mutated input.
     Fuzz {
         /// Which.
@@ -61,6 +57,25 @@ enum Task {
     Clients,
     /// Check licences, bans and sources of dependencies.
     Deny,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// The metadata service, beside nginx: `target/bench/imds.json`.
+    Imds {
+        /// Seconds per run.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// VMMs that change under running VMs, beside the same by bare QMP: `target/bench/swap.json`.
+    Swap {
+        /// Two sizes, few swaps: about ten minutes.
+        #[arg(long)]
+        quick: bool,
+        /// Swaps of every size.
+        #[arg(long)]
+        swaps: Option<usize>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -90,7 +105,8 @@ fn run() -> Result<()> {
             // Words choose among the workspace's tests; the clients are part of everything.
             if words.is_empty() { imds::clients() } else { Ok(()) }
         }
-        Task::Bench { what: Part::Imds, seconds } => imds::bench(seconds),
+        Task::Bench(Bench::Imds { seconds }) => imds::bench(seconds),
+        Task::Bench(Bench::Swap { quick, swaps }) => bench::run(&bench::plan(quick, swaps)?),
         Task::Fuzz { what: Part::Imds, inputs, seed } => imds::fuzz(inputs, seed),
         Task::Clients => imds::clients(),
         Task::Deny => checks::deny(),

@@ -9,7 +9,7 @@ use fermata_agent::api::types::{AbortRequest, CheckView, MaintenanceView};
 use fermata_agent::client::Client;
 use fermata_maintenance::dead_man::{Settings, serve};
 use fermata_maintenance::id::MaintenanceId;
-use fermata_maintenance::machine::Outcome;
+use fermata_maintenance::machine::{Outcome, Stage};
 use fermata_maintenance::report::Report;
 
 use crate::output;
@@ -75,6 +75,8 @@ impl DeadMan {
 const QUICK_LIMIT: Duration = Duration::from_secs(60);
 /// How often a maintenance that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(300);
+/// The same while VMs may be paused: looking takes processor time from whoever works on that.
+const LOOK_IN_WINDOW: Duration = Duration::from_secs(1);
 
 pub(crate) async fn update(command: UpdateCommand, client: &Client, json: bool) -> anyhow::Result<()> {
     match command {
@@ -113,7 +115,7 @@ async fn wait(client: &Client, begun: Report, json: bool) -> anyhow::Result<Repo
             eprintln!("{}: {:?}", report.maintenance, report.stage);
         }
         // The agent may be restarted while it works; the journal goes on telling.
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(if report.stage == Stage::Window { LOOK_IN_WINDOW } else { LOOK }).await;
         match client.get(&path).await {
             Ok(next) => report = next,
             Err(fermata_agent::client::ClientError::Refused { view, .. }) => bail!("{}", view.error),

@@ -53,6 +53,17 @@ pub fn fermata() -> Result<Option<PathBuf>> {
     stripped(&built, "fermata").map(Some)
 }
 
+/// The `fermata` program as it is shipped: optimised, for whoever measures.
+///
+/// # Errors
+/// It does not compile.
+pub fn fermata_optimised() -> Result<PathBuf> {
+    let step = Step::begin("build fermata, optimised");
+    command::succeed(cargo().args(["build", "--quiet", "--locked", "--release", "-p", "fermata"]), BUILD)?;
+    step.done();
+    stripped(&target().join("release/fermata"), "fermata-optimised")
+}
+
 /// The switch process between hosts.
 ///
 /// # Errors
@@ -63,8 +74,12 @@ pub fn switch() -> Result<PathBuf> {
 
 fn build(package: &str, binary: &str) -> Result<PathBuf> {
     command::succeed(cargo().args(["build", "--quiet", "--locked", "-p", package, "--bin", binary]), BUILD)?;
-    let folder = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| paths::workspace().join("target"), PathBuf::from);
-    Ok(paths::workspace().join(folder).join("debug").join(binary))
+    Ok(target().join("debug").join(binary))
+}
+
+fn target() -> PathBuf {
+    let folder = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    paths::workspace().join(folder)
 }
 
 fn cargo() -> Command {

@@ -28,6 +28,7 @@
 //! | [`command`] | outside commands with time limits and errors that tell |
 //! | [`paths`] | where everything lies |
 //! | [`network`] | the switch between hosts |
+//! | [`swaps`] | VMMs that change under guests which notice everything |
 //!
 //! Everything here blocks; a test that is asynchronous calls it from a blocking thread.
 
@@ -49,6 +50,7 @@ pub mod process;
 pub mod progress;
 pub mod qmp;
 pub mod spec;
+pub mod swaps;
 
 pub use host::{Host, Output};
 pub use lab::Lab;

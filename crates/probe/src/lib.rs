@@ -15,7 +15,10 @@
 //! | [`sink`] | the receiver of heartbeats |
 //! | [`control`] | the control port: server and client |
 //! | [`guest`] | the probe inside a guest: configuration and threads |
+//! | [`offset`] | a guest's clocks against those of the machine that asks |
+//! | [`bare`] | the floor of a VMM swap: by bare QMP commands, on a host |
 
+pub mod bare;
 pub mod beat;
 pub mod clock;
 pub mod control;
@@ -23,6 +26,7 @@ pub mod disk;
 pub mod gap;
 pub mod guest;
 pub mod memory;
+pub mod offset;
 pub mod report;
 pub mod sink;
 

@@ -1,13 +1,16 @@
-//! The probe as a program: `guest`, `sink`, `ask ADDRESS WHAT`, `check-disk PATH ACKNOWLEDGED`, `hold-kvm`.
+//! The probe as a program: `guest`, `sink`, `ask ADDRESS WHAT`, `offset ADDRESS`, `check-disk PATH ACKNOWLEDGED`,
+//! `bare-swap OLD NEW WAY`, `hold-kvm`.
 
 use std::{error::Error, path::Path, process::ExitCode, time::Duration};
 
-use fermata_probe::{BEAT_PORT, SINK_CONTROL_PORT, control, disk, guest, report::Request, sink};
+use fermata_probe::{BEAT_PORT, SINK_CONTROL_PORT, bare, control, disk, guest, offset, report::Request, sink};
 
 const USAGE: &str = "usage: fermata-probe guest [--network]
        fermata-probe sink
        fermata-probe ask ADDRESS:PORT report|clock|mark|verify
+       fermata-probe offset ADDRESS:PORT
        fermata-probe check-disk PATH ACKNOWLEDGED
+       fermata-probe bare-swap OLD-FOLDER NEW-FOLDER transfer|file
        fermata-probe hold-kvm";
 
 fn main() -> ExitCode {
@@ -41,6 +44,17 @@ fn run(words: &[&str]) -> Result<(), Box<dyn Error>> {
             };
             let answer = control::ask(address.parse()?, request, Duration::from_secs(limit))?;
             println!("{}", serde_json::to_string(&answer)?);
+        }
+        ["offset", address] => {
+            println!("{}", serde_json::to_string(&offset::measure(address.parse()?)?)?);
+        }
+        ["bare-swap", old, new, way] => {
+            let way = match *way {
+                "transfer" => bare::Way::Transfer,
+                "file" => bare::Way::File,
+                _ => return Err(USAGE.into()),
+            };
+            println!("{}", serde_json::to_string(&bare::swap(Path::new(old), Path::new(new), way)?)?);
         }
         ["check-disk", path, acknowledged] => {
             println!("{}", serde_json::to_string(&disk::check(Path::new(path), acknowledged.parse()?)?)?);

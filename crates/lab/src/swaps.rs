@@ -1,0 +1,23 @@
+//! VMMs that change under guests which notice everything: what the benchmark, the faults and the tests of `swap` share.
+//!
+//! ```text
+//!  guest ── started on a host ──► measure ── one maintenance, every guest before and after ──► Swap, one per guest
+//!    │                                                                                          │
+//!    └── the same command line, run by hand ──► bare ── the floor ──────────────────────────────┴──► bench ──► table, JSON
+//! ```
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`guest`] | guests with a probe, a memory witness and a disk witness |
+//! | [`measure`] | one maintenance, and what every guest and its peer felt |
+//! | [`bare`] | the same swap by bare QMP commands |
+//! | [`leaks`] | what a host holds: descriptors, processes, files |
+//! | [`figures`] | median, p99 and largest (pure) |
+//! | [`bench`] | `cargo xtask bench swap` |
+
+pub mod bare;
+pub mod bench;
+pub mod figures;
+pub mod guest;
+pub mod leaks;
+pub mod measure;

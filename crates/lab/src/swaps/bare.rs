@@ -1,0 +1,167 @@
+//! The floor: a VM with the command line of one of Fermata's, started and swapped by hand on the same host.
+//!
+//! What differs from Fermata's own: memory is a file in `/dev/shm` and taps are opened by name, because a shell lends no
+//! descriptors. Both VMMs run as root in a unit of their own.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fermata_probe::bare::Stood;
+use serde_json::Value;
+
+use super::guest::Guest;
+use crate::{host::Host, payload};
+
+const FOLDER: &str = "/run/bare";
+const MEMORY: &str = "/dev/shm/bare.mem";
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// A VM that nobody but this value looks after.
+#[derive(Debug)]
+pub struct Bare<'a> {
+    host: &'a Host,
+    guest: Guest,
+    arguments: Vec<String>,
+    side: char,
+    /// The VMM that runs it.
+    pub vmm: String,
+}
+
+impl<'a> Bare<'a> {
+    /// Starts a VM like `like`, which runs under Fermata and was never swapped.
+    ///
+    /// # Errors
+    /// It does not come to life.
+    pub fn start(host: &'a Host, like: &Guest, last: u8) -> Result<Self> {
+        let view: Value = serde_json::from_str(&host.run(&format!("fermata --json vm show {}", like.name))?)?;
+        let pid = view["process"]["pid"].as_u64().with_context(|| format!("{} does not run", like.name))?;
+        let vmm = view["process"]["vmm"].as_str().context("a running VM has a VMM")?.to_owned();
+        let text = host.run(&format!("tr '\\0' '\\n' < /proc/{pid}/cmdline"))?;
+        let guest = Guest { name: "bare".to_owned(), last, ..like.clone() };
+        let arguments = rewrite(text.lines().skip(1), like, &guest)?;
+        let bare = Self { host, guest, arguments, side: 'a', vmm };
+        bare.clear();
+        host.run(&format!("truncate -s 64M {}", bare.guest.image()))?;
+        for side in ['a', 'b'] {
+            host.run(&format!(
+                "ip tuntap add dev bare-{side} mode tap vnet_hdr && ip link set bare-{side} master br0 up"
+            ))?;
+        }
+        host.run(&bare.run('a', &bare.vmm, &[]))?;
+        bare.guest.probe(host).wait_alive(180)?;
+        Ok(bare)
+    }
+
+    /// Swaps it and tells how long it stood, STOP to RESUME.
+    ///
+    /// # Errors
+    /// A VMM refuses.
+    pub fn swap(&mut self, to: &str, way: &str) -> Result<Duration> {
+        let (old, new) = (self.side, if self.side == 'a' { 'b' } else { 'a' });
+        let unix = |kind: &str, name: &str| {
+            format!(
+                "{{\"channel-type\":\"{kind}\",\"addr\":{{\"transport\":\"socket\",\"type\":\"unix\",\"path\":\"{FOLDER}/{new}/{name}\"}}}}"
+            )
+        };
+        let (incoming, ready) = match way {
+            "transfer" => (
+                vec!["-incoming".to_owned(), unix("main", "incoming"), "-incoming".to_owned(), unix("cpr", "cpr")],
+                "cpr",
+            ),
+            _ => (vec!["-incoming".to_owned(), "defer".to_owned()], "qmp"),
+        };
+        let more: Vec<String> = incoming.into_iter().chain(["-S".to_owned()]).collect();
+        // As under Fermata, the VM is handed over some time after the new VMM was started, not while it starts.
+        let script = format!(
+            "{}\ntimeout 60 sh -c 'until grep -q \" {FOLDER}/{new}/{ready}$\" /proc/net/unix; do sleep 0.1; done' && sleep 1 && \
+             fermata-probe bare-swap {FOLDER}/{old} {FOLDER}/{new} {way} && systemctl stop bare-{old} && rm -rf {FOLDER}/{old}",
+            self.run(new, to, &more)
+        );
+        let output = self.host.exec_within(&script, LIMIT)?;
+        if output.status != 0 {
+            let log = self.host.run(&format!("journalctl -q -n 20 -o cat -u bare-{old} -u bare-{new}"))?;
+            bail!("the bare swap from {} to {to} by {way} failed: {}{log}", self.vmm, output.stderr);
+        }
+        let stood: Stood = serde_json::from_str(output.stdout.lines().next().unwrap_or_default())?;
+        (self.side, self.vmm) = (new, to.to_owned());
+        Ok(Duration::from_micros(stood.resumed_us.saturating_sub(stood.stopped_us)))
+    }
+
+    /// Ends it; nothing is left.
+    pub fn end(self) {
+        self.clear();
+    }
+
+    fn clear(&self) {
+        // Each may be missing; a host that does not answer is noticed by whatever comes next.
+        let script = format!(
+            "systemctl stop bare-a bare-b; ip link del bare-a; ip link del bare-b; rm -rf {FOLDER} {MEMORY} {}",
+            self.guest.image()
+        );
+        let _ = self.host.exec(&format!("{{ {script}; }} 2>/dev/null"));
+    }
+
+    fn run(&self, side: char, version: &str, more: &[String]) -> String {
+        let words = self.arguments.iter().map(|word| word.replace("@SIDE@", &side.to_string()));
+        let words: Vec<String> = words.chain(more.iter().cloned()).map(|word| quoted(&word)).collect();
+        format!(
+            "mkdir -p {FOLDER}/{side} && systemd-run --quiet --collect --unit=bare-{side} --slice=fermata.slice {} {}",
+            payload::vmm_binary(version),
+            words.join(" ")
+        )
+    }
+}
+
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// The command line of a VM of Fermata, for one run by hand; `@SIDE@` stands for what differs between its two VMMs.
+fn rewrite<'a>(words: impl Iterator<Item = &'a str>, like: &Guest, guest: &Guest) -> Result<Vec<String>> {
+    let words: Vec<&str> = words.collect();
+    if words.contains(&"-incoming") {
+        bail!("{} was swapped already; the floor is measured from a fresh VM", like.name);
+    }
+    let monitor = words.iter().find_map(|word| word.strip_prefix("socket,id=qmp,path="));
+    let folder = monitor.and_then(|rest| rest.split("/qmp").next()).context("a VM of Fermata has a monitor")?;
+    let above = folder.rsplit_once('/').map_or(folder, |(above, _)| above);
+    let mac = |last: u8| format!("52:54:00:00:00:{last:02x}");
+    let word = |word: &&str| {
+        if word.starts_with('{') && word.contains("\"vhostfd\"") {
+            let id = "{\"ifname\":\"bare-@SIDE@\",\"script\":\"no\",\"downscript\":\"no\",\"vhost\":true,\"type\":\"tap\",\"id\":\"nic0\"}";
+            return id.to_owned();
+        }
+        word.replace(folder, &format!("{FOLDER}/@SIDE@"))
+            .replace(above, FOLDER)
+            .replace("/proc/self/fd/10", MEMORY)
+            .replace(&like.image(), &guest.image())
+            .replace(&mac(like.last), &mac(guest.last))
+    };
+    Ok(words.iter().map(word).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_is_made_one_for_hands() {
+        let like = Guest::new("g1", 11);
+        let guest = Guest { name: "bare".to_owned(), ..Guest::new("bare", 12) };
+        let words = [
+            "socket,id=qmp,path=/run/fermata/vm/g1/1/qmp,server=on",
+            "socket,logfile=/run/fermata/vm/g1/console.log",
+            "{\"mem-path\":\"/proc/self/fd/10\"}",
+            "{\"fd\":\"20\",\"vhostfd\":\"52\"}",
+            "virtio-net-pci,mac=52:54:00:00:00:0b",
+            "/srv/g1.img",
+        ];
+        let made = rewrite(words.into_iter(), &like, &guest).unwrap();
+        assert_eq!(made[0], "socket,id=qmp,path=/run/bare/@SIDE@/qmp,server=on");
+        assert_eq!(made[1], "socket,logfile=/run/bare/console.log");
+        assert_eq!(made[2], "{\"mem-path\":\"/dev/shm/bare.mem\"}");
+        assert!(made[3].contains("\"ifname\":\"bare-@SIDE@\""));
+        assert_eq!((made[4].as_str(), made[5].as_str()), ("virtio-net-pci,mac=52:54:00:00:00:0c", "/srv/bare.img"));
+        assert!(rewrite(["-incoming"].into_iter(), &like, &guest).is_err());
+    }
+}

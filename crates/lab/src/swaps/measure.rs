@@ -1,0 +1,282 @@
+//! One maintenance that changes VMMs, and what every guest and its peer felt.
+//!
+//! Numbers about the pause count from the stage `lead` on, when twins are rehearsed already and nothing but the pause is left
+//! (from the order on, where a busy host hides that stage): a rehearsal takes processor time, which on two emulated processors would be taken for a pause.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use fermata_probe::{
+    CONTROL_PORT, SINK_CONTROL_PORT,
+    offset::Offset,
+    report::{Report, Sender},
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::guest::Guest;
+use crate::host::Host;
+
+/// How long a maintenance of a few VMs may take on an emulated host.
+const LIMIT: Duration = Duration::from_secs(420);
+
+/// An update to another VMM, or to the same version anew.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// The version to bring VMs to.
+    pub to: String,
+    /// How many VMs at once.
+    pub parallelism: usize,
+}
+
+impl Update {
+    /// To a version, VMs one after the other.
+    #[must_use]
+    pub fn to(version: &str) -> Self {
+        Self { to: version.to_owned(), parallelism: 1 }
+    }
+
+    /// Its file. The same update is the same file: Fermata refuses two contents under one id.
+    #[must_use]
+    pub fn toml(&self) -> String {
+        let Self { to, parallelism } = self;
+        format!(
+            "id = \"to-{}-by-{parallelism}\"\ntitle = \"VMM {to}\"\nkind = \"vmm\"\nnotice_s = 0\n\
+             parallelism = {parallelism}\n[change]\nvmm = \"{to}\"\nagain = true\n",
+            to.replace('.', "-")
+        )
+    }
+}
+
+/// What one guest felt of one swap. Times in milliseconds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Swap {
+    /// The VM.
+    pub vm: String,
+    /// Its processors.
+    pub vcpus: u32,
+    /// Its memory, in MiB.
+    pub memory_mib: u64,
+    /// How many VMs took part in the maintenance, and how many at once.
+    pub company: (usize, usize),
+    /// The VMM before.
+    pub from: String,
+    /// The VMM after.
+    pub to: String,
+    /// `transfer` or `file`: how the state went over.
+    pub way: &'static str,
+    /// How the maintenance ended, and what it says of the VM.
+    pub outcome: String,
+    /// STOP to RESUME, by the report of the maintenance.
+    pub host_blackout_ms: Option<f64>,
+    /// The guest's largest gap between samples and the time its clocks stood still, together: the upper bound of what the
+    /// guest missed.
+    pub guest_blackout_ms: f64,
+    /// Of it: the largest gap on the guest's own raw clock, which stands in the pause.
+    pub sample_gap_ms: f64,
+    /// Of it: how much the guest's raw clock fell behind the host's.
+    pub clock_stood_ms: f64,
+    /// Largest time without a TCP heartbeat at the guest's peer.
+    pub tcp_gap_ms: f64,
+    /// Largest time without a UDP heartbeat at the guest's peer.
+    pub udp_gap_ms: f64,
+    /// UDP heartbeats, or their echoes, that never arrived.
+    pub packets_lost: u64,
+    /// TCP connections that broke.
+    pub reconnects: u64,
+    /// Retransmission timers that fired, in the guest or on the host.
+    pub retransmission_timeouts: u64,
+    /// TCP segments the guest sent again without a timer (tail loss probes).
+    pub retransmitted: u64,
+    /// The guest's wall clock afterwards, less the host's, asked from outside.
+    pub clock_error_ms: f64,
+    /// How exactly that is known: half a round trip.
+    pub clock_known_to_ms: f64,
+    /// What the report says of the clock.
+    pub clock_report: Value,
+    /// Wrong pages of the memory witness so far.
+    pub memory_errors: u64,
+    /// Failed writes of the disk witness so far.
+    pub disk_errors: u64,
+    /// The guest runs on without a boot in between.
+    pub boot_id_kept: bool,
+    /// How long each act on the VM took.
+    pub acts_ms: BTreeMap<String, f64>,
+}
+
+struct Snapshot {
+    report: Report,
+    offset: Offset,
+}
+
+fn snapshot(host: &Host, guest: &Guest) -> Result<Snapshot> {
+    let address = format!("10.77.0.{}:{CONTROL_PORT}", guest.last);
+    let text = host.run(&format!("fermata-probe offset {address}"))?;
+    let offset = serde_json::from_str(&text).with_context(|| format!("read an offset: {text}"))?;
+    Ok(Snapshot { report: guest.probe(host).report()?, offset })
+}
+
+/// Retransmission timers that fired on the host itself.
+fn host_timeouts(host: &Host) -> Result<u64> {
+    let text = host.run("nstat -asz TcpExtTCPTimeouts | awk '/TCPTimeouts/{print $2}'")?;
+    text.trim().parse().with_context(|| format!("read the host's TCP counters: {text}"))
+}
+
+/// The VMM that runs a VM.
+///
+/// # Errors
+/// It does not run.
+pub fn vmm_of(host: &Host, vm: &str) -> Result<String> {
+    let view: Value = serde_json::from_str(&host.run(&format!("fermata --json vm show {vm}"))?)?;
+    Ok(view["process"]["vmm"].as_str().with_context(|| format!("VM {vm} does not run"))?.to_owned())
+}
+
+/// Applies an update that concerns these guests alone, and tells what each of them felt.
+///
+/// # Errors
+/// The update is refused, or something does not answer. A maintenance that failed is no error: its outcome is told.
+pub fn swap(host: &Host, guests: &[Guest], update: &Update) -> Result<Vec<Swap>> {
+    let timeouts = host_timeouts(host)?;
+    let mut before = Vec::new();
+    for guest in guests {
+        before.push((vmm_of(host, &guest.name)?, snapshot(host, guest)?));
+    }
+    let senders = host.sink_report()?.senders;
+    let report = apply(host, guests, update)?;
+    let timeouts = host_timeouts(host)? - timeouts;
+    let after_senders = host.sink_report()?.senders;
+    let mut swaps = Vec::new();
+    for (guest, (from, before)) in guests.iter().zip(before) {
+        let after = snapshot(host, guest)?;
+        let to = vmm_of(host, &guest.name)?;
+        let sender = |senders: &[Sender]| senders.iter().find(|s| s.address == address(guest)).cloned();
+        let peers = (sender(&senders), sender(&after_senders));
+        let (Some(peer_before), Some(peer)) = peers else { bail!("the sink hears nothing of {}", guest.name) };
+        let told = Told::of(&report, &guest.name);
+        let (net_before, net) = (before.report.net.unwrap_or_default(), after.report.net.unwrap_or_default());
+        let sample_gap = after.report.gaps.largest.iter().map(|gap| gap.raw_ns).max().unwrap_or(0);
+        let stood = after.offset.raw_behind_ns - before.offset.raw_behind_ns;
+        swaps.push(Swap {
+            vm: guest.name.clone(),
+            vcpus: guest.vcpus,
+            memory_mib: guest.memory_mib,
+            company: (guests.len(), update.parallelism),
+            way: way(&from, &to),
+            from,
+            to,
+            outcome: told.outcome,
+            host_blackout_ms: told.host_blackout_ms,
+            guest_blackout_ms: ms(sample_gap) + signed_ms(stood).max(0.0),
+            sample_gap_ms: ms(sample_gap),
+            clock_stood_ms: signed_ms(stood),
+            tcp_gap_ms: ms(peer.tcp.gap_ns),
+            udp_gap_ms: ms(peer.udp.gap_ns),
+            packets_lost: net.udp.missing.saturating_sub(net_before.udp.missing),
+            reconnects: net.tcp_reconnects - net_before.tcp_reconnects + (peer.connections - peer_before.connections),
+            retransmission_timeouts: net.tcp_timeouts - net_before.tcp_timeouts + timeouts,
+            retransmitted: net.tcp_retransmitted - net_before.tcp_retransmitted,
+            clock_error_ms: signed_ms(after.offset.wall_error_ns),
+            clock_known_to_ms: signed_ms(after.offset.half_trip_ns),
+            clock_report: told.clock,
+            memory_errors: after.report.memory.map_or(0, |memory| memory.errors),
+            disk_errors: after.report.disk.map_or(0, |disk| disk.errors),
+            boot_id_kept: before.report.clocks.boot_id == after.report.clocks.boot_id,
+            acts_ms: told.acts_ms,
+        });
+    }
+    Ok(swaps)
+}
+
+/// An older VMM does not read what a newer one sends over `cpr-transfer`; then a file is the way.
+#[must_use]
+pub fn way(from: &str, to: &str) -> &'static str {
+    let number = |version: &str| -> Vec<u32> { version.split('.').filter_map(|part| part.parse().ok()).collect() };
+    if number(to) < number(from) { "file" } else { "transfer" }
+}
+
+fn address(guest: &Guest) -> IpAddr {
+    IpAddr::from([10, 77, 0, guest.last])
+}
+
+fn ms(ns: u64) -> f64 {
+    Duration::from_nanos(ns).as_secs_f64() * 1e3
+}
+
+fn signed_ms(ns: i64) -> f64 {
+    ms(ns.unsigned_abs()).copysign(if ns < 0 { -1.0 } else { 1.0 })
+}
+
+/// Applies it, tells every probe and the sink when nothing but the pause is left, and gives the report.
+fn apply(host: &Host, guests: &[Guest], update: &Update) -> Result<Value> {
+    host.write("/tmp/swap.toml", &update.toml())?;
+    let marks: Vec<String> =
+        guests.iter().map(|guest| format!("fermata-probe ask {}:{CONTROL_PORT} mark;", address(guest))).collect();
+    let script = format!(
+        "mark() {{ {} fermata-probe ask 127.0.0.1:{SINK_CONTROL_PORT} mark; }} >/dev/null
+         mark; rm -f /tmp/swap.out
+         fermata update apply /tmp/swap.toml 2>&1 >/tmp/swap.out | while read -r line; do
+           case \"$line\" in *': Lead') mark;; esac; echo \"$line\" >&2
+         done; head -n 1 /tmp/swap.out",
+        marks.join(" ")
+    );
+    let output = host.exec_within(&script, LIMIT)?;
+    // The first line of the report, or any line of the progress, names the maintenance.
+    let lines = output.stdout.lines().filter_map(|line| line.strip_prefix("maintenance ")).chain(output.stderr.lines());
+    let id = lines.filter_map(|line| line.split_once(": ")).map(|(id, _)| id).find(|id| id.starts_with("to-"));
+    let Some(id) = id else { bail!("{} was not begun: {}", update.toml(), output.stderr) };
+    let text = host.run(&format!("fermata --json maintenance show {id}"))?;
+    serde_json::from_str(&text).with_context(|| format!("read the report of {id}"))
+}
+
+/// What a report says of one VM.
+struct Told {
+    outcome: String,
+    host_blackout_ms: Option<f64>,
+    clock: Value,
+    acts_ms: BTreeMap<String, f64>,
+}
+
+impl Told {
+    fn of(report: &Value, vm: &str) -> Self {
+        let none = Vec::new();
+        let vms = report["vms"].as_array().unwrap_or(&none);
+        let told = vms.iter().find(|told| told["vm"] == vm).cloned().unwrap_or_default();
+        let micros = |value: &Value| value.as_f64().map(|us| us / 1e3);
+        let pauses = told["host_blackouts"].as_array().unwrap_or(&none);
+        let mut acts_ms: BTreeMap<String, f64> = BTreeMap::new();
+        for act in told["acts"].as_array().unwrap_or(&none) {
+            *acts_ms.entry(act["what"].as_str().unwrap_or("?").to_owned()).or_default() +=
+                micros(&act["took_us"]).unwrap_or(0.0);
+        }
+        let word = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
+        let trouble = report["trouble"]["text"].as_str().map(|text| format!(" ({text})")).unwrap_or_default();
+        Self {
+            outcome: format!("{}: {}{trouble}", word(&report["outcome"]), word(&told["end"]["kind"])),
+            host_blackout_ms: pauses.iter().filter_map(micros).reduce(f64::max),
+            clock: told["clock"].clone(),
+            acts_ms,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_a_step_down_goes_by_file() {
+        assert_eq!((way("10.0", "11.1"), way("11.1", "10.0")), ("transfer", "file"));
+        assert_eq!((way("9.2", "10.0"), way("10.0", "10.0")), ("transfer", "transfer"));
+    }
+
+    #[test]
+    fn a_report_is_read_as_it_is_written() {
+        let report = json!({"outcome": "failed", "trouble": {"text": "no"}, "vms": [{"vm": "a", "host_blackouts": [1500, 2500],
+            "end": {"kind": "as_before"}, "clock": null, "acts": [{"what": "arm", "took_us": 1000}, {"what": "arm", "took_us": 500}]}]});
+        let told = Told::of(&report, "a");
+        assert_eq!(told.outcome, "failed: as_before (no)");
+        assert_eq!(told.host_blackout_ms, Some(2.5));
+        assert_eq!(told.acts_ms["arm"], 1.5);
+    }
+}
