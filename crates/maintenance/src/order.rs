@@ -26,6 +26,21 @@ pub struct Gate {
     /// How long `Started` is published before a VM is paused, so that pollers see it. 5 s is usual, 2 s the minimum.
     #[serde(with = "crate::time::micros")]
     pub lead: Duration,
+    /// Who says that the notice is over.
+    #[serde(default)]
+    pub keeper: Keeper,
+}
+
+/// Who opens the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keeper {
+    /// The clock, at `not_before`; an approval opens it earlier.
+    #[default]
+    Clock,
+    /// The metadata service alone: it knows what each guest is owed, who approved, who asked for more time. `not_before` is
+    /// then what the update asked for, and its word comes as [`crate::machine::Input::Approved`].
+    Events,
 }
 
 /// One update on one host, decided.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fermata_maintenance::forecast::{Basis, History};
 use fermata_maintenance::mechanism::{Choice, HostFacts, Reason, VmFacts, VmmFacts, choose};
-use fermata_maintenance::order::{Gate, Order, OrderError, reserve};
+use fermata_maintenance::order::{Gate, Keeper, Order, OrderError, reserve};
 use fermata_maintenance::time::Wall;
 use fermata_maintenance::update::Update;
 use fermata_model::{Mechanism, PauseBudget};
@@ -140,7 +140,7 @@ fn a_stopped_vm_is_not_held() {
 
 #[test]
 fn refusals_end_the_order_and_policies_soften_them() {
-    let gate = Gate { not_before: Wall(0), lead: Duration::from_secs(5) };
+    let gate = Gate { not_before: Wall(0), lead: Duration::from_secs(5), keeper: Keeper::Clock };
     let order = |text: &str| {
         let update = Update::from_toml(text).unwrap();
         let choice =

@@ -11,7 +11,7 @@ use fermata_maintenance::dead_man::{Client, Guarded, Settings, Vmm, mono_now, se
 use fermata_maintenance::journal::Journal;
 use fermata_maintenance::machine::{Entry, Owner, Stamped, plan};
 use fermata_maintenance::mechanism::Choice;
-use fermata_maintenance::order::{Gate, Order};
+use fermata_maintenance::order::{Gate, Keeper, Order};
 use fermata_maintenance::time::{Mono, Now, Wall};
 use fermata_maintenance::update::Update;
 use fermata_model::VmName;
@@ -138,7 +138,7 @@ fn write_journal(path: &Path, owner: Owner) {
         vm()
     );
     let choice: Choice = serde_json::from_str(&json).unwrap();
-    let gate = Gate { not_before: Wall(1), lead: Duration::from_secs(2) };
+    let gate = Gate { not_before: Wall(1), lead: Duration::from_secs(2), keeper: Keeper::Clock };
     let order = Order::new("m-1".parse().unwrap(), update, choice, gate).unwrap();
     let now = Now { mono: Mono(1), wall: Wall(1) };
     let mut journal = Journal::open(path).unwrap();

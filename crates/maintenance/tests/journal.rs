@@ -7,7 +7,7 @@ use std::time::Duration;
 use fermata_maintenance::journal::{Journal, JournalError};
 use fermata_maintenance::machine::{Durability, Entry, Log, Maintenance, Op, Stage, Stamped, StartError};
 use fermata_maintenance::mechanism::Choice;
-use fermata_maintenance::order::{Gate, Order};
+use fermata_maintenance::order::{Gate, Keeper, Order};
 use fermata_maintenance::time::{Mono, Now, Wall};
 use fermata_maintenance::update::Update;
 use fermata_model::Mechanism;
@@ -15,7 +15,7 @@ use fermata_model::Mechanism;
 const UPDATE: &str = "id = \"tz\"\ntitle = \"TZ\"\nkind = \"package\"\n[change]\ncommand = [\"/bin/a\"]\n";
 
 fn order(id: &str, update: &str) -> Order {
-    let gate = Gate { not_before: Wall(1), lead: Duration::from_secs(5) };
+    let gate = Gate { not_before: Wall(1), lead: Duration::from_secs(5), keeper: Keeper::Clock };
     Order::new(id.parse().unwrap(), Update::from_toml(update).unwrap(), Choice::default(), gate).unwrap()
 }
 

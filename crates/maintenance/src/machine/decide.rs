@@ -8,6 +8,7 @@ use fermata_model::{Impact, Mechanism, VmName};
 use super::act::{Act, ActId, ActResult, Failure, FailureKind, Op};
 use super::entry::{Entry, Outcome, Owner, Stage};
 use super::state::{ATTEMPTS, State, VmPhase};
+use crate::order::Keeper;
 use crate::time::{Mono, Now};
 use crate::update::{Change, Section};
 
@@ -55,7 +56,8 @@ impl State {
             return None;
         }
         let writable = self.adrift.is_none();
-        let gate = (writable && self.stage == Stage::Announced)
+        let by_clock = self.order.gate.keeper == Keeper::Clock || self.order.impact() == Impact::None;
+        let gate = (writable && by_clock && self.stage == Stage::Announced)
             .then(|| now.mono.after(self.order.gate.not_before.since(now.wall)));
         let lead = self.lead_until.filter(|_| writable && self.stage == Stage::Lead);
         // Without a journal there is nothing to wait for but the journal itself.
@@ -176,7 +178,8 @@ impl State {
     /// Promise P5: not before `NotBefore`, unless approved.
     fn waiting(&self, now: Now) -> Vec<Entry> {
         self.or_close(|| {
-            let open = self.approved || now.wall >= self.order.gate.not_before;
+            let by_clock = self.order.gate.keeper == Keeper::Clock || self.order.impact() == Impact::None;
+            let open = self.approved || (by_clock && now.wall >= self.order.gate.not_before);
             if open { Self::enter_stage(Stage::Preflight) } else { Vec::new() }
         })
     }

@@ -11,7 +11,7 @@ use fermata_maintenance::machine::{
     Stamped, State, VmPhase,
 };
 use fermata_maintenance::mechanism::{HostFacts, VmFacts, VmmFacts, choose};
-use fermata_maintenance::order::{Gate, Order};
+use fermata_maintenance::order::{Gate, Keeper, Order};
 use fermata_maintenance::time::{Mono, Now, Wall};
 use fermata_maintenance::update::{Section, Update};
 use fermata_model::{Mechanism, PauseBudget, VmName};
@@ -202,7 +202,7 @@ impl World {
             facts.1.iter_mut().step_by(2).for_each(|vm| vm.memory_outlives_kernel = false);
         }
         let choice = choose(&update, &facts.0, &facts.1);
-        let gate = Gate { not_before: Wall(WALL + 60_000_000), lead: Duration::from_secs(5) };
+        let gate = Gate { not_before: Wall(WALL + 60_000_000), lead: Duration::from_secs(5), keeper: Keeper::Clock };
         let order = Order::new("m-1".parse().unwrap(), update.clone(), choice, gate).unwrap();
         let running = Vmm { alive: true, running: true, loaded: true };
         let vm = |plan: &fermata_maintenance::mechanism::VmPlan| {
