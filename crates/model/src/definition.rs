@@ -63,6 +63,9 @@ pub struct VmDefinition {
     pub vmclock: bool,
     /// The longest blackout this VM allows.
     pub pause_budget_ms: PauseBudget,
+    /// The shortest notice of maintenance it is given once it asked for events, in seconds.
+    #[serde(default)]
+    pub min_notice_s: u32,
     /// The availability set the VM serves in.
     pub availability_set: Option<Membership>,
     /// Disks, in the guest's order.
@@ -110,6 +113,7 @@ pub fn resolve(spec: VmSpec, host: &HostDefaults) -> VmDefinition {
         guest_agent: spec.guest_agent,
         vmclock: spec.vmclock,
         pause_budget_ms: spec.pause_budget_ms,
+        min_notice_s: spec.min_notice_s,
         availability_set: spec.availability_set,
         disks: spec.disks,
         nics,

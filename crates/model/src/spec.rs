@@ -61,6 +61,9 @@ pub struct VmSpec {
     /// The longest blackout this VM allows.
     #[serde(default)]
     pub pause_budget_ms: PauseBudget,
+    /// The shortest notice of maintenance this VM is given once programs in it asked for events, in seconds.
+    #[serde(default)]
+    pub min_notice_s: u32,
     /// The availability set the VM serves in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub availability_set: Option<Membership>,

@@ -196,6 +196,7 @@ mod tests {
             machine = "pc-q35-10.0"
             vmm = "10.0"
             pause_budget_ms = 5000
+            min_notice_s = 600
             autostart = true
             firmware = { kernel = { image = "/boot/vmlinuz", initrd = "/boot/initrd", cmdline = "console=ttyS0" } }
             availability_set = { name = "db", update_domain = 3 }
