@@ -195,6 +195,12 @@ pub enum Phase {
         /// The step its wall clock was given, in milliseconds.
         clock_step_ms: i64,
     },
+    /// Executing again, and nothing more can be known: no agent in it tells its clock, or it was started anew and read its
+    /// clock at boot.
+    RunsAgain {
+        /// The measured pause in milliseconds, where there was one.
+        paused_ms: Option<u64>,
+    },
     /// Deleted meanwhile; nobody waits for it.
     Gone,
 }
@@ -203,7 +209,7 @@ impl Phase {
     /// Whether the event may end with the VM in this phase.
     #[must_use]
     pub const fn may_end(self) -> bool {
-        matches!(self, Self::Waiting | Self::Verified { .. } | Self::Gone)
+        matches!(self, Self::Waiting | Self::Verified { .. } | Self::RunsAgain { .. } | Self::Gone)
     }
 
     /// The measured pause, once there is one.
@@ -211,6 +217,7 @@ impl Phase {
     pub const fn paused_ms(self) -> Option<u64> {
         match self {
             Self::Resumed { paused_ms } | Self::Verified { paused_ms, .. } => Some(paused_ms),
+            Self::RunsAgain { paused_ms } => paused_ms,
             Self::Waiting | Self::Paused | Self::Gone => None,
         }
     }

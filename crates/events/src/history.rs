@@ -72,7 +72,7 @@ impl Record {
             pause_ms: phase.paused_ms(),
             clock_step_ms: match phase {
                 Phase::Verified { clock_step_ms, .. } => Some(clock_step_ms),
-                Phase::Waiting | Phase::Paused | Phase::Resumed { .. } | Phase::Gone => None,
+                Phase::Waiting | Phase::Paused | Phase::Resumed { .. } | Phase::RunsAgain { .. } | Phase::Gone => None,
             },
         };
         Self {

@@ -20,6 +20,17 @@ pub struct Affected {
     pub vm: VmName,
     /// The forecast's upper bound of its pause.
     pub pause: PauseBound,
+    /// What is done to this VM, where it differs from the job's kind. A scope is told the harshest of its VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<EventKind>,
+}
+
+impl Affected {
+    /// A VM to which happens what the job is announced as.
+    #[must_use]
+    pub const fn new(vm: VmName, pause: PauseBound) -> Self {
+        Self { vm, pause, kind: None }
+    }
 }
 
 /// A maintenance to be announced.
@@ -185,6 +196,17 @@ pub enum Input {
         /// The step its wall clock was given, in milliseconds.
         #[serde(default)]
         clock_step_ms: i64,
+    },
+    /// A VM executes again and its clock cannot be verified: no agent in it tells the time, or it was started anew and read
+    /// its clock at boot. Of a VM that was not paused, nothing.
+    RunsAgain {
+        /// The job.
+        job: JobId,
+        /// The VM.
+        vm: VmName,
+        /// The measured pause in milliseconds, where there was one.
+        #[serde(default)]
+        paused_ms: Option<u64>,
     },
     /// The job is over; its events vanish as soon as no VM of theirs is paused or unverified.
     Finish {

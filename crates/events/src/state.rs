@@ -159,6 +159,7 @@ impl State {
             Input::Pausing { job, vms } => self.pausing(&mut txn, &job, &vms)?,
             Input::Resumed { job, vm, paused_ms } => self.resumed(&mut txn, &job, &vm, paused_ms)?,
             Input::ClockVerified { job, vm, clock_step_ms } => self.verified(&mut txn, &job, &vm, clock_step_ms)?,
+            Input::RunsAgain { job, vm, paused_ms } => self.runs_again(&mut txn, &job, &vm, paused_ms)?,
             Input::Finish { job, outcome } => self.finish(&mut txn, &job, outcome)?,
             Input::Mirror { event } => self.mirror(&mut txn, *event),
             Input::Unmirror { event } => self.unmirror(&mut txn, event),

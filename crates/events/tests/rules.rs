@@ -249,6 +249,51 @@ fn rule_33_removal_waits_for_the_last_resume_and_the_last_verified_clock() {
 }
 
 #[test]
+fn rule_33_a_vm_that_is_down_keeps_its_event_until_it_runs_again() {
+    let mut world = World::new();
+    world.ok(Input::Announce(announce("j", &["alone", "other"], 0)));
+    world.ok(Input::Start { job: job("j") });
+    world.tick(Duration::from_secs(5));
+    world.ok(Input::Pausing { job: job("j"), vms: vec![] });
+    // No agent in it tells the time: it runs, and that is all that can be known.
+    world.ok(Input::Resumed { job: job("j"), vm: vm("other"), paused_ms: 90 });
+    world.ok(Input::RunsAgain { job: job("j"), vm: vm("other"), paused_ms: Some(90) });
+    world.ok(Input::Finish { job: job("j"), outcome: Outcome::Failed });
+    world.restart();
+    assert_eq!(
+        (world.status("other"), world.status("alone")),
+        (vec!["Started".to_owned()], vec!["Started".to_owned()])
+    );
+    world.ok(Input::RunsAgain { job: job("j"), vm: vm("alone"), paused_ms: None });
+    assert!(world.status("alone").is_empty());
+    let felt = |world: &World, name: &str| world.state.history(&vm(name), UnixMs(0)).unwrap()[0].vms[&vm(name)];
+    assert_eq!((felt(&world, "other").pause_ms, felt(&world, "other").clock_step_ms), (Some(90), None), "not made up");
+    assert_eq!(felt(&world, "alone").pause_ms, None);
+}
+
+#[test]
+fn rule_33_running_again_says_nothing_of_a_vm_that_was_not_paused() {
+    let mut world = World::new();
+    world.ok(Input::Announce(announce("j", &["alone"], 0)));
+    world.ok(Input::RunsAgain { job: job("j"), vm: vm("alone"), paused_ms: None });
+    world.ok(Input::Start { job: job("j") });
+    world.tick(Duration::from_secs(5));
+    world.ok(Input::Pausing { job: job("j"), vms: vec![] });
+    world.ok(Input::Finish { job: job("j"), outcome: Outcome::Done });
+    assert_eq!(world.status("alone"), ["Started"], "it is paused now");
+}
+
+#[test]
+fn a_scope_is_told_the_harshest_of_what_happens_to_its_vms() {
+    let mut world = World::new();
+    let mut mixed = announce("j", &["alone", "web0", "web2"], 0);
+    mixed.affected[2].kind = Some(EventKind::Reboot);
+    world.ok(Input::Announce(mixed));
+    let kind = |name: &str| world.doc(name)["Events"][0]["EventType"].clone();
+    assert_eq!((kind("alone"), kind("web1")), ("Freeze".into(), "Reboot".into()));
+}
+
+#[test]
 fn rule_34_nothing_starts_before_not_before_unless_approved() {
     let mut world = World::new();
     world.poll_all();

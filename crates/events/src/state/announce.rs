@@ -16,6 +16,7 @@ use crate::time::{MonoMs, UnixMs};
 
 /// The VMs of one scope, and the domain they share.
 struct Group {
+    kind: EventKind,
     update_domain: Option<UpdateDomain>,
     parts: BTreeMap<VmName, Part>,
 }
@@ -41,8 +42,8 @@ impl State {
         }
         let failed = status == EventStatus::Started;
         let wall = txn.now.wall;
-        let description = match announce.description.trim() {
-            "" => default_description(announce.kind, announce.source, failed).to_owned(),
+        let describe = |kind| match announce.description.trim() {
+            "" => default_description(kind, announce.source, failed).to_owned(),
             given => given.to_owned(),
         };
         for ((scope, group), id) in groups.into_iter().zip(&ids) {
@@ -53,9 +54,9 @@ impl State {
                 policy: self.policy_of(&scope),
                 origin: Origin::Here { job: announce.job.clone() },
                 status,
-                kind: announce.kind,
+                kind: group.kind,
                 source: announce.source,
-                description: description.clone(),
+                description: describe(group.kind),
                 resources: group.parts,
                 update_domain: group.update_domain,
                 not_before,
@@ -108,9 +109,10 @@ impl State {
             if busy && status == EventStatus::Scheduled {
                 return Err(Refusal::VmBusy { vm: vm.clone() });
             }
-            let group = groups
-                .entry(record.scope.clone())
-                .or_insert_with(|| Group { update_domain: record.update_domain, parts: BTreeMap::new() });
+            let kind = affected.kind.unwrap_or(announce.kind);
+            let new = || Group { kind, update_domain: record.update_domain, parts: BTreeMap::new() };
+            let group = groups.entry(record.scope.clone()).or_insert_with(new);
+            group.kind = group.kind.max(kind);
             // A failure hits whom it hits; only what is planned can be split.
             if let (ScopeId::Set(set), EventStatus::Scheduled) = (&record.scope, status)
                 && group.update_domain != record.update_domain

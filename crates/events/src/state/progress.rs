@@ -60,7 +60,7 @@ impl State {
         for vm in vms {
             match self.part(id, vm)?.phase {
                 Phase::Waiting | Phase::Paused => {}
-                Phase::Resumed { .. } | Phase::Verified { .. } | Phase::Gone => {
+                Phase::Resumed { .. } | Phase::Verified { .. } | Phase::RunsAgain { .. } | Phase::Gone => {
                     return Err(self.wrong(id, vm, "waiting for its pause"));
                 }
             }
@@ -126,7 +126,7 @@ impl State {
         let bound = part.bound;
         match part.phase {
             Phase::Paused => {}
-            Phase::Resumed { .. } | Phase::Verified { .. } | Phase::Gone => return Ok(()),
+            Phase::Resumed { .. } | Phase::Verified { .. } | Phase::RunsAgain { .. } | Phase::Gone => return Ok(()),
             Phase::Waiting => return Err(self.wrong(id, vm, "paused")),
         }
         let event = self.set_phase(txn, id, vm, Phase::Resumed { paused_ms });
@@ -149,9 +149,25 @@ impl State {
                 self.set_phase(txn, id, vm, Phase::Verified { paused_ms, clock_step_ms: step });
                 Ok(())
             }
-            Phase::Verified { .. } | Phase::Gone => Ok(()),
+            Phase::Verified { .. } | Phase::RunsAgain { .. } | Phase::Gone => Ok(()),
             Phase::Waiting | Phase::Paused => Err(self.wrong(id, vm, "executing again")),
         }
+    }
+
+    pub(super) fn runs_again(
+        &mut self,
+        txn: &mut Txn,
+        id: &JobId,
+        vm: &VmName,
+        paused_ms: Option<u64>,
+    ) -> Result<(), Refusal> {
+        let known = match self.part(id, vm)?.phase {
+            Phase::Paused => None,
+            Phase::Resumed { paused_ms } => Some(paused_ms),
+            Phase::Waiting | Phase::Verified { .. } | Phase::RunsAgain { .. } | Phase::Gone => return Ok(()),
+        };
+        self.set_phase(txn, id, vm, Phase::RunsAgain { paused_ms: known.or(paused_ms) });
+        Ok(())
     }
 
     pub(super) fn cancel(&mut self, txn: &mut Txn, id: &JobId) -> Result<(), Refusal> {
