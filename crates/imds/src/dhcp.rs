@@ -113,15 +113,16 @@ pub fn bind(bridge: &BridgeName) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// Answers until the task is dropped. `offer` is asked for each datagram, so that it can change.
+/// Answers until the task is dropped. `offer` is asked for each datagram, so that it can change; without one, nobody is
+/// answered.
 ///
 /// # Errors
 /// When the socket fails.
-pub async fn serve(socket: UdpSocket, offer: impl Fn() -> Offer + Send) -> io::Result<()> {
+pub async fn serve(socket: UdpSocket, offer: impl Fn() -> Option<Offer> + Send) -> io::Result<()> {
     let mut buffer = [0; 1500];
     loop {
         let (count, _) = socket.recv_from(&mut buffer).await?;
-        if let Some(answer) = respond(&offer(), &buffer[..count]) {
+        if let Some(answer) = offer().and_then(|offer| respond(&offer, &buffer[..count])) {
             // Broadcast: the guest has no address yet, and the bridge brings it to its port.
             if let Err(error) = socket.send_to(&answer, (Ipv4Addr::BROADCAST, 68)).await {
                 tracing::warn!(%error, "a DHCP answer was not sent");

@@ -66,7 +66,7 @@ impl World {
                 source: fermata_events::EventSource::Platform,
                 description: String::new(),
                 reason: String::new(),
-                affected: vec![Affected { vm: name(vm), pause: PauseBound::AtMostMs(6_000) }],
+                affected: vec![Affected::new(name(vm), PauseBound::AtMostMs(6_000))],
                 notice_s: 900,
                 lead_ms: None,
                 defer: fermata_events::event::DeferLimits { max_s: 600, max_count: 3 },

@@ -12,10 +12,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use fermata_events::event::DeferLimits;
-use fermata_events::{Action, Affected, Announce, EventKind, EventSource, Input, JobId, Outcome, PauseBound};
+use fermata_events::{Action, Affected, Announce, EventKind, EventSource, Input, JobId, Outcome};
 use fermata_model::VmName;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, mpsc};
+use uuid::Uuid;
 
 use crate::control::{Call, ControlClient, ControlError, JobView, News, Vms};
 use crate::service::VmRecord;
@@ -32,9 +33,43 @@ pub struct Link {
     orders: Mutex<Option<ControlClient>>,
 }
 
+/// Where the ids of a job's events come from. Of the host and the job alone: an agent that restarts announces the same
+/// events, not new ones, and other hosts can tell their ids.
+#[must_use]
+pub fn seed(host: &str, job: &JobId) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("fermata:{host}:{job}").as_bytes())
+}
+
+/// What is announced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announcement {
+    /// The job; never used before for anything else.
+    pub job: JobId,
+    /// The host's name; two hosts may name their jobs alike.
+    pub host: String,
+    /// What it does, where a VM has nothing else.
+    pub kind: EventKind,
+    /// Who caused it.
+    pub source: EventSource,
+    /// A sentence for people in the guest; Azure's own when empty.
+    pub description: String,
+    /// A short code of the reason.
+    pub reason: String,
+    /// The notice that is asked for; a VM's own minimum can make it longer, and none is owed to VMs that never asked.
+    pub notice: Duration,
+    /// How long `Started` is visible before the pause.
+    pub lead: Duration,
+    /// How far guests may push it.
+    pub defer: DeferLimits,
+    /// The VMs, each with the forecast's upper bound of its pause.
+    pub affected: Vec<Affected>,
+}
+
 /// What a maintenance waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
+    /// Connected, again or for the first time: whatever happened before is in the state.
+    Connected,
     /// Approved by all, or the notice is over: `start` will be accepted.
     GateOpened(JobId),
     /// `Started` was visible for the lead: `pausing` will be accepted.
@@ -108,33 +143,33 @@ impl Link {
         Ok(())
     }
 
-    /// Announces a maintenance of this host. `bounds` has the forecast's upper bound of each VM's pause.
+    /// Announces something that will be done to VMs of this host. The same announcement again changes nothing.
     ///
     /// # Errors
     /// As [`Link::call`].
-    pub async fn announce(
-        &self,
-        job: JobId,
-        kind: EventKind,
-        reason: String,
-        notice: Duration,
-        bounds: impl IntoIterator<Item = (VmName, PauseBound)>,
-    ) -> Result<(), ControlError> {
+    pub async fn announce(&self, what: Announcement) -> Result<(), ControlError> {
         let announce = Announce {
-            // Of the job alone: an agent that restarts announces the same events, not new ones.
-            seed: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, format!("fermata:{job}").as_bytes()),
-            job,
-            kind,
-            source: EventSource::Platform,
-            description: String::new(),
-            reason,
-            affected: bounds.into_iter().map(|(vm, pause)| Affected { vm, pause }).collect(),
-            notice_s: u32::try_from(notice.as_secs()).unwrap_or(u32::MAX),
-            lead_ms: None,
-            defer: DeferLimits::default(),
+            seed: seed(&what.host, &what.job),
+            job: what.job,
+            kind: what.kind,
+            source: what.source,
+            description: what.description,
+            reason: what.reason,
+            affected: what.affected,
+            notice_s: u32::try_from(what.notice.as_secs()).unwrap_or(u32::MAX),
+            lead_ms: Some(u64::try_from(what.lead.as_millis()).unwrap_or(u64::MAX)),
+            defer: what.defer,
             simulate_pause_ms: None,
         };
         self.apply(Input::Announce(announce)).await.map(drop)
+    }
+
+    /// Open events, as operators see them.
+    ///
+    /// # Errors
+    /// As [`Link::call`].
+    pub async fn events(&self) -> Result<Vec<serde_json::Value>, ControlError> {
+        self.call(Call::Events).await
     }
 
     /// The open jobs and what their gates wait for: what an agent reads when it starts.
@@ -159,6 +194,7 @@ impl Link {
     async fn hear(&self, to: &mpsc::UnboundedSender<Told>) -> Result<(), ControlError> {
         let mut client = ControlClient::connect(&self.path).await?;
         let () = client.call(Call::Subscribe).await?;
+        let _ = to.send(Told::Connected);
         loop {
             let jobs: Vec<JobView> = client.call(Call::Jobs).await?;
             for view in jobs.iter().filter(|view| view.waits.is_empty() && is_waiting(view)) {

@@ -6,7 +6,10 @@
 //! `X-Fermata-Signature: t=SECONDS,v1=HEX`: HMAC-SHA256 of `SECONDS.BODY` under the target's secret. Receivers compare in
 //! constant time and refuse old `t`; duplicates have the same CloudEvents `id`.
 
+mod tls;
+
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,8 +18,10 @@ use hmac::{Hmac, Mac as _};
 use http_body_util::Full;
 use hyper::Request;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -32,18 +37,31 @@ const TRY_TIME: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// Where to, `http://HOST[:PORT]/PATH`. For TLS, point it at a proxy on this host.
+    /// Where to, `https://HOST[:PORT]/PATH` or, where nobody listens on the way, `http://`.
     pub url: String,
     /// The secret that signs.
     pub secret: String,
+    /// Certificates (PEM) of who may vouch for the target; the system's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
 }
 
 /// Why a message was not delivered; it is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum DeliveryError {
-    /// Not `http://HOST[:PORT]/PATH`.
-    #[error("webhook: `{0}` is not a URL of the form http://HOST[:PORT]/PATH; correct the configuration")]
+    /// Not `https://HOST[:PORT]/PATH`.
+    #[error("webhook: `{0}` is not a URL of the form https://HOST[:PORT]/PATH; correct the configuration")]
     Url(String),
+    /// Nobody could vouch for the target.
+    #[error(
+        "webhook: no certificate can be read from {path} ({reason}); name a file with `ca`, or install ca-certificates"
+    )]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The network.
     #[error("webhook: {0} cannot be reached")]
     Unreachable(String, #[source] std::io::Error),
@@ -170,22 +188,22 @@ impl Service {
     async fn deliver(&self, target: &Target, message: &Outgoing) -> Result<(), DeliveryError> {
         let url = &target.url;
         let signed = signature(&target.secret, self.now().wall.0.div_euclid(1000), &message.body);
-        let send = post(url, message.body.clone(), &signed);
+        let send = post(target, message.body.clone(), &signed);
         let status = timeout(TRY_TIME, send).await.map_err(|_| DeliveryError::Late(url.clone()))??;
         if (200..300).contains(&status) { Ok(()) } else { Err(DeliveryError::Refused(url.clone(), status)) }
     }
 }
 
-async fn post(url: &str, body: String, signature: &str) -> Result<u16, DeliveryError> {
-    let bad = || DeliveryError::Url(url.to_owned());
+async fn post(target: &Target, body: String, signature: &str) -> Result<u16, DeliveryError> {
+    let url = &target.url;
+    let bad = || DeliveryError::Url(url.clone());
     let uri: hyper::Uri = url.parse().map_err(|_| bad())?;
-    let (Some("http"), Some(host)) = (uri.scheme_str(), uri.host()) else { return Err(bad()) };
-    let port = uri.port_u16().unwrap_or(80);
-    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port))
-        .await
-        .map_err(|source| DeliveryError::Unreachable(url.to_owned(), source))?;
-    let broken = |source| DeliveryError::Broken(url.to_owned(), source);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let (scheme, host) = (uri.scheme_str().unwrap_or_default(), uri.host().ok_or_else(bad)?.trim_matches(['[', ']']));
+    let (secure, port) = match scheme {
+        "https" => (true, uri.port_u16().unwrap_or(443)),
+        "http" => (false, uri.port_u16().unwrap_or(80)),
+        _ => return Err(bad()),
+    };
     let request = Request::post(uri.path_and_query().map_or("/", |p| p.as_str()))
         .header("Host", uri.authority().map_or("", |a| a.as_str()))
         .header("Content-Type", "application/cloudevents+json; charset=utf-8")
@@ -193,6 +211,23 @@ async fn post(url: &str, body: String, signature: &str) -> Result<u16, DeliveryE
         .header("Connection", "close")
         .body(Full::new(Bytes::from(body)))
         .map_err(|_| bad())?;
+    let unreachable = |source| DeliveryError::Unreachable(url.clone(), source);
+    let stream = TcpStream::connect((host, port)).await.map_err(unreachable)?;
+    if !secure {
+        return exchange(url, stream, request).await;
+    }
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
+    let stream = tls::connector(target.ca.as_deref())?.connect(name, stream).await.map_err(unreachable)?;
+    exchange(url, stream, request).await
+}
+
+async fn exchange(
+    url: &str,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<u16, DeliveryError> {
+    let broken = |source| DeliveryError::Broken(url.to_owned(), source);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     // The connection is driven beside the exchange: the peer may close before the answer was looked at.
     let driver = tokio::spawn(connection);
     let answer = sender.send_request(request).await.map_err(broken);

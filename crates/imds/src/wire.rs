@@ -83,8 +83,22 @@ pub struct Bridge {
 pub struct Wiring {
     /// The bridges.
     pub bridges: Vec<Bridge>,
-    /// The ports of guests.
+    /// The ports of guests. A NIC has two while its VMM changes, under one number: both are wired all the time, so that
+    /// nothing has to be changed at the moment of the change.
     pub ports: Vec<Port>,
+    /// Services of the host that guests may reach after all, such as a name server; none by default.
+    #[serde(default)]
+    pub open: Vec<Open>,
+}
+
+/// A port of the host that guests may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Open {
+    /// Over TCP.
+    Tcp(u16),
+    /// Over UDP.
+    Udp(u16),
 }
 
 impl Wiring {
@@ -105,6 +119,7 @@ pub(crate) fn example() -> Wiring {
     Wiring {
         bridges: vec![bridge("br0", "02:00:00:00:00:01", false), bridge("fermata0", "02:00:00:00:00:02", true)],
         ports: vec![port(1, "br0"), port(2, "br0"), port(3, "fermata0")],
+        open: vec![],
     }
 }
 

@@ -116,7 +116,11 @@ async fn a_line_that_is_no_call_is_answered_and_the_connection_goes_on() {
 
 /// Takes one request; gives its head and body, and answers with `status`.
 async fn receive(listener: &TcpListener, status: &str) -> (String, String) {
-    let (mut stream, _) = listener.accept().await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    take(stream, status).await
+}
+
+async fn take(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, status: &str) -> (String, String) {
     let mut bytes = Vec::new();
     loop {
         let mut more = [0; 4096];
@@ -141,7 +145,8 @@ async fn a_webhook_is_signed_and_tried_until_it_is_taken_across_a_restart() {
     let file = folder.path().join("state.db");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
-    let settings = || Settings { webhooks: vec![Target { url: url.clone(), secret: "s".to_owned() }], ..settings() };
+    let settings =
+        || Settings { webhooks: vec![Target { url: url.clone(), secret: "s".to_owned(), ca: None }], ..settings() };
     let first = {
         let host = Host::with(Box::new(SqliteStore::open(&file).unwrap()), settings()).await;
         host.ok(Input::Announce(announce("j", &["alone"], 900))).await;
@@ -170,8 +175,46 @@ async fn a_webhook_is_signed_and_tried_until_it_is_taken_across_a_restart() {
 }
 
 #[tokio::test]
+async fn a_webhook_goes_over_tls_to_whom_the_operator_trusts_and_to_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("localhost:0").await.unwrap();
+    let url = format!("https://localhost:{}/hook", listener.local_addr().unwrap().port());
+    let ca = folder.path().join("ca.pem");
+    std::fs::write(&ca, own.cert.pem()).unwrap();
+    let stranger = folder.path().join("stranger.pem");
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(&stranger, other.cert.pem()).unwrap();
+    for (ca, trusted) in [(stranger, false), (ca, true)] {
+        let target = Target { url: url.clone(), secret: "s".to_owned(), ca: Some(ca) };
+        let host = Host::new(Settings { webhooks: vec![target], ..settings() }).await;
+        host.ok(Input::Announce(announce("j", &["alone"], 900))).await;
+        let service = host.service.clone();
+        let delivery = tokio::spawn(async move { service.run_webhooks().await });
+        let (stream, _) = listener.accept().await.unwrap();
+        match acceptor.accept(stream).await {
+            Ok(stream) => {
+                assert!(trusted, "nothing is said to a target that nobody vouches for");
+                assert!(take(stream, "204 Taken").await.1.contains("fermata.event.scheduled.v1"));
+            }
+            Err(_) => assert!(!trusted, "the target is who it should be"),
+        }
+        delivery.abort();
+    }
+}
+
+#[tokio::test]
 async fn a_link_survives_the_services_restart_and_tells_open_gates_again() {
-    use fermata_imds::link::{Link, Told};
+    use fermata_imds::link::{Announcement, Link, Told};
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("state.db");
     let path = folder.path().join("imds.sock");
@@ -184,9 +227,20 @@ async fn a_link_survives_the_services_restart_and_tells_open_gates_again() {
         let link = link.clone();
         tokio::spawn(async move { link.listen(to).await })
     };
-    let bounds = || [(vm("a"), PauseBound::AtMostMs(2_000))];
-    let announce =
-        || link.announce(job("m"), EventKind::Freeze, "kernel".to_owned(), Duration::from_secs(900), bounds());
+    let announce = || {
+        link.announce(Announcement {
+            job: job("m"),
+            host: "host1".to_owned(),
+            kind: EventKind::Freeze,
+            source: EventSource::Platform,
+            description: String::new(),
+            reason: "kernel".to_owned(),
+            notice: Duration::from_secs(900),
+            lead: Duration::from_secs(2),
+            defer: event::DeferLimits::default(),
+            affected: vec![Affected::new(vm("a"), PauseBound::AtMostMs(2_000))],
+        })
+    };
     // The runtime of the first service is dropped with every connection, as a killed process would drop them.
     let first = tokio::task::spawn_blocking({
         let (open, path) = (open(HandClock::new()), path.clone());
@@ -207,12 +261,14 @@ async fn a_link_survives_the_services_restart_and_tells_open_gates_again() {
     link.sync(vec![VmRecord::new(vm("a")), VmRecord::new(vm("b"))]).await.unwrap();
     link.sync(vec![VmRecord::new(vm("a"))]).await.unwrap();
     announce().await.unwrap();
+    assert_eq!(told.recv().await, Some(Told::Connected));
     assert_eq!(told.recv().await, Some(Told::GateOpened(job("m"))), "nobody asked, so no notice is owed");
     drop(first.0);
     tokio::task::spawn_blocking(move || first.1.join().unwrap()).await.unwrap();
     std::fs::remove_file(&path).unwrap();
     let service = open(HandClock::new());
     tokio::spawn(control::serve(UnixListener::bind(&path).unwrap(), service.clone()));
+    assert_eq!(told.recv().await, Some(Told::Connected));
     assert_eq!(told.recv().await, Some(Told::GateOpened(job("m"))), "told again");
     announce().await.expect("the same announcement changes nothing");
     assert_eq!(service.read(|state, _| (state.vms().count(), state.events().count())), (1, 1));

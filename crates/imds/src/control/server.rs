@@ -131,7 +131,7 @@ async fn answer(service: &Service, call: Call) -> Result<Value, ApplyError> {
         Call::Simulate { vms, kind, notice_s, pause_ms } => {
             let seed = uuid::Uuid::new_v4();
             let job = JobId(format!("simulation-{seed}"));
-            let affected = vms.into_iter().map(|vm| Affected { vm, pause: PauseBound::AtMostMs(pause_ms) }).collect();
+            let affected = vms.into_iter().map(|vm| Affected::new(vm, PauseBound::AtMostMs(pause_ms))).collect();
             let announce = Announce {
                 job: job.clone(),
                 seed,

@@ -1,8 +1,9 @@
 //! Addresses, routes and neighbours, as text for `ip -batch -`, and the kernel settings they need.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ADDRESS, Mark, Wiring};
+use crate::service::Port;
 
 /// The priority of our routing rules: ahead of the main table's.
 pub const PRIORITY: u32 = 8_200;
@@ -28,7 +29,9 @@ pub fn render(wiring: &Wiring, present: &BTreeSet<u32>) -> String {
         lines.push(format!("rule delete priority {PRIORITY} fwmark {mark:#x} lookup {mark}"));
         lines.push(format!("route flush table {mark}"));
     }
-    for port in &wiring.ports {
+    // The taps of one NIC have one number, and with it one way back.
+    let by_number: BTreeMap<u16, &Port> = wiring.ports.iter().map(|port| (port.number, port)).collect();
+    for port in by_number.into_values() {
         let (mark, hop, bridge) = (Mark(port.number).value(), Mark(port.number).next_hop(), &port.bridge);
         lines.push(format!("neighbour replace {hop} lladdr {} dev {bridge} nud permanent", port.mac));
         lines.push(format!("route replace default via {hop} dev {bridge} onlink table {mark}"));
@@ -43,6 +46,17 @@ pub fn render(wiring: &Wiring, present: &BTreeSet<u32>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_taps_of_a_nic_share_one_way_back() {
+        let mut wiring = super::super::example();
+        let once = render(&wiring, &BTreeSet::new());
+        let twin = Port { tap: "fm1-b".to_owned(), ..wiring.ports[0].clone() };
+        wiring.ports.push(twin);
+        assert_eq!(render(&wiring, &BTreeSet::new()), once);
+        let rules = super::super::rules::render(&wiring);
+        assert!(rules.contains("\"fm1\" : 0x4d460001") && rules.contains("\"fm1-b\" : 0x4d460001"), "{rules}");
+    }
 
     #[test]
     fn what_is_gone_is_taken_down_and_what_is_there_stays() {

@@ -1,6 +1,6 @@
 //! The firewall, as text for `nft -f -`. Replaces the former one in one transaction.
 
-use super::{ADDRESS, Mark, Wiring};
+use super::{ADDRESS, Mark, Open, Wiring};
 
 fn elements<T>(items: impl IntoIterator<Item = T>, show: impl Fn(T) -> String) -> String {
     let all: Vec<String> = items.into_iter().map(show).collect();
@@ -21,6 +21,14 @@ pub fn render(wiring: &Wiring) -> String {
         |(port, bridge)| format!("\"{}\" : {}", port.tap, bridge.mac),
     );
     let dhcp = elements(wiring.bridges.iter().filter(|bridge| bridge.dhcp), |bridge| format!("\"{}\"", bridge.name));
+    let open: String = wiring
+        .open
+        .iter()
+        .map(|open| match open {
+            Open::Tcp(port) => format!("\t\ttcp dport {port} accept comment \"opened by the operator\"\n"),
+            Open::Udp(port) => format!("\t\tudp dport {port} accept comment \"opened by the operator\"\n"),
+        })
+        .collect();
     let (mask, metadata, guest) = (Mark::MASK, Mark::METADATA, Mark::GUEST);
     format!(
         r#"table bridge fermata
@@ -74,7 +82,8 @@ table inet fermata {{
 	}}
 	chain guest {{
 		iifname @dhcp udp sport 68 udp dport 67 accept
-		drop comment "guests reach nothing else of the host"
+		ct state established,related accept comment "answers to what the host asked of the guest"
+{open}		drop comment "guests reach nothing else of the host"
 	}}
 	chain output {{
 		type filter hook output priority -10; policy accept;

@@ -58,7 +58,7 @@ pub(crate) fn announce(name: &str, vms: &[&str], notice_s: u32) -> Announce {
         source: EventSource::Platform,
         description: String::new(),
         reason: "kernel".to_owned(),
-        affected: vms.iter().map(|v| Affected { vm: vm(v), pause: PauseBound::AtMostMs(6_000) }).collect(),
+        affected: vms.iter().map(|v| Affected::new(vm(v), PauseBound::AtMostMs(6_000))).collect(),
         notice_s,
         lead_ms: None,
         defer: fermata_events::event::DeferLimits { max_s: 600, max_count: 2 },

@@ -60,7 +60,7 @@ pub(crate) fn port(tap: &str, last: u8) -> Port {
 }
 
 pub(crate) fn wiring(bridge: Bridge, ports: Vec<Port>) -> Wiring {
-    Wiring { bridges: vec![bridge], ports }
+    Wiring { bridges: vec![bridge], ports, open: vec![] }
 }
 
 /// A guest: namespaces held by a process, with one interface `eth0`.

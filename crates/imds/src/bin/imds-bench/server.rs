@@ -36,7 +36,7 @@ async fn serve(vms: u32, settings: Settings, file: &std::path::Path) -> Result<(
         let vm: fermata_model::VmName = format!("vm-{number}").parse()?;
         callers.set(address(number).into(), vm.clone());
         service.upsert(VmRecord::new(vm.clone())).await?;
-        affected.push(Affected { vm, pause: PauseBound::AtMostMs(6_000) });
+        affected.push(Affected::new(vm, PauseBound::AtMostMs(6_000)));
     }
     let announce = Announce {
         job: JobId("bench".to_owned()),
