@@ -6,6 +6,8 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use fermata_imds::fermata_events::event::DeferLimits;
+use fermata_imds::wire::Open;
 use fermata_model::{BridgeName, VmmVersion};
 use fermata_vault::memory::Kind;
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,45 @@ pub struct Config {
     /// Bridges for VMs' NICs.
     #[serde(default, rename = "bridge")]
     pub bridges: Vec<BridgeConfig>,
+    /// The metadata service; without this, guests are told nothing.
+    #[serde(default)]
+    pub imds: Option<ImdsConfig>,
+}
+
+/// How guests are told what is coming.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImdsConfig {
+    /// The metadata service's control socket.
+    #[serde(default = "default_control")]
+    pub control: PathBuf,
+    /// How long `Started` is visible before a pause, in milliseconds: 2,000 to 60,000.
+    #[serde(default = "default_lead_ms")]
+    pub lead_ms: u64,
+    /// How far guests may push a maintenance; not at all when absent.
+    #[serde(default)]
+    pub defer: DeferLimits,
+    /// Offer addresses by DHCP on the bridges that the agent makes.
+    #[serde(default = "yes")]
+    pub dhcp: bool,
+    /// Name servers that DHCP names.
+    #[serde(default)]
+    pub dns: Vec<Ipv4Addr>,
+    /// Ports of this host that guests may reach besides the service, as `{ tcp = 53 }` or `{ udp = 53 }`; none when absent.
+    #[serde(default)]
+    pub open: Vec<Open>,
+    /// `location` in the instance document.
+    #[serde(default)]
+    pub location: Option<String>,
+    /// `zone`.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// `resourceGroupName`.
+    #[serde(default)]
+    pub resource_group: Option<String>,
+    /// `subscriptionId`.
+    #[serde(default)]
+    pub subscription_id: Option<String>,
 }
 
 /// One VMM.
@@ -180,6 +221,14 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
+    /// A lead that pollers could miss, or that nobody would wait for.
+    #[error("configuration {path}: [imds] lead_ms = {given} is out of range; use 2000 to 60000")]
+    Lead {
+        /// The file.
+        path: PathBuf,
+        /// The lead that was asked for.
+        given: u64,
+    },
     /// Two bridges of one name.
     #[error("configuration {path}: bridge `{name}` is named twice; remove one")]
     SameBridge {
@@ -219,6 +268,9 @@ impl Config {
                 return Err(ConfigError::SameBridge { path, name: bridge.name.clone() });
             }
         }
+        if let Some(given) = config.imds.as_ref().map(|imds| imds.lead_ms).filter(|ms| !(2_000..=60_000).contains(ms)) {
+            return Err(ConfigError::Lead { path, given });
+        }
         Ok(config)
     }
 
@@ -246,6 +298,18 @@ impl Config {
     pub fn database(&self) -> PathBuf {
         self.state_dir.join("agent.db")
     }
+}
+
+const fn yes() -> bool {
+    true
+}
+
+fn default_control() -> PathBuf {
+    "/run/fermata-imds/control.sock".into()
+}
+
+const fn default_lead_ms() -> u64 {
+    5_000
 }
 
 fn default_state_dir() -> PathBuf {
@@ -303,6 +367,10 @@ mod tests {
         assert!(text("stat_dir = \"/x\"").contains("stat_dir"));
         assert!(text("[[bridge]]\nname = \"br0\"\naddress = \"10.0.0.1\"").contains("10.77.0.1/24"));
         assert!(text("[[bridge]]\nname = \"br0\"\n[[bridge]]\nname = \"br0\"").contains("twice"));
+        let imds = |rest: &str| Config::parse(&format!("{VMM}[imds]\n{rest}"), Path::new("agent.toml"));
+        assert!(imds("lead_ms = 900").unwrap_err().to_string().contains("2000 to 60000"));
+        let open = imds("open = [{ udp = 53 }]").unwrap().imds.unwrap();
+        assert_eq!((open.open, open.lead_ms, open.dhcp), (vec![Open::Udp(53)], 5_000, true));
         let none = Config::parse("[vmm]", Path::new("agent.toml")).unwrap_err().to_string();
         assert!(none.contains("no VMM"), "{none}");
     }

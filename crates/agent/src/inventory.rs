@@ -3,6 +3,8 @@
 //! One SQLite file, synced at every write. A [`Runtime`] is written *before* the first link, unit or file of a start is
 //! made, so whatever a crash leaves behind is found and removed (promise P6).
 
+pub mod ports;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -141,6 +143,13 @@ impl Inventory {
                      beside TEXT,
                      last_failure TEXT,
                      generation INTEGER NOT NULL DEFAULT 0
+                 ) STRICT;
+                 CREATE TABLE IF NOT EXISTS port (
+                     number INTEGER PRIMARY KEY AUTOINCREMENT,
+                     vm TEXT NOT NULL,
+                     nic INTEGER NOT NULL,
+                     address TEXT,
+                     UNIQUE (vm, nic)
                  ) STRICT;
                  PRAGMA user_version = 1;",
             )

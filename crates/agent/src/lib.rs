@@ -5,6 +5,7 @@
 //! | [`config`] | what the operator decides about a host |
 //! | [`inventory`] | durable memory: VMs, and what was set up for each |
 //! | [`vms`] | every operation on VMs |
+//! | [`events`] | what guests are told, by the metadata service |
 //! | [`maintain`] | updates under running VMs |
 //! | [`units`] | systemd's transient units |
 //! | [`links`] | bridges and taps |
@@ -17,6 +18,7 @@
 pub mod api;
 pub mod client;
 pub mod config;
+pub mod events;
 pub mod host;
 pub mod inventory;
 pub mod links;
@@ -38,6 +40,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use config::{Config, ConfigError};
+use events::{Events, EventsError};
 use inventory::{Inventory, InventoryError};
 use links::{LinkError, Links};
 use maintain::{Maintain, MaintainError};
@@ -65,6 +68,9 @@ pub enum AgentError {
     /// Taking up VMs.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// Guests and their wires.
+    #[error(transparent)]
+    Events(#[from] EventsError),
     /// Maintenance that was under way.
     #[error(transparent)]
     Maintain(#[from] MaintainError),
@@ -112,7 +118,13 @@ pub async fn run(config_path: &Path) -> Result<(), AgentError> {
         move |source| AgentError::Io { path, source }
     };
     let boot = fermata_vault::process::boot_id().map_err(io(Path::new("/proc/sys/kernel/random/boot_id")))?;
+    let events = Events::new(&config, inventory.clone(), links.clone());
     let vms = Arc::new(Vms::new(config, inventory, links, units, boot));
+    if let Some(events) = events {
+        // VMs that run are wired already: by an earlier agent, or before they started.
+        events.wire().await?;
+        vms.set_events(events);
+    }
 
     fs::remove_file(&socket).ok();
     let listener = UnixListener::bind(&socket).map_err(io(&socket))?;
@@ -124,6 +136,7 @@ pub async fn run(config_path: &Path) -> Result<(), AgentError> {
     vms.recover().await?;
     let maintain = Maintain::open(Arc::clone(&vms))?;
     maintain.recover().await?;
+    tokio::spawn(Arc::clone(&maintain).run_events());
     vms.mark_boot()?;
     // Under systemd this says that the agent is ready; elsewhere nobody listens.
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();

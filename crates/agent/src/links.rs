@@ -9,7 +9,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
-use fermata_model::BridgeName;
+use fermata_model::{BridgeName, Mac};
 use fermata_vault::tap::TapName;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec};
 use uuid::Uuid;
@@ -81,6 +81,30 @@ impl Links {
             .map_err(failed("give an address to"))?;
         let up = LinkUnspec::new_with_index(index).up().build();
         self.handle.link().set(up).execute().await.map_err(failed("bring up"))
+    }
+
+    /// The MAC address of a bridge, which it keeps from now on: a bridge whose address nobody chose takes that of one of its
+    /// ports, and another one when that port leaves. `None` when there is no such bridge.
+    ///
+    /// # Errors
+    /// [`LinkError::Kernel`].
+    pub async fn pin_address(&self, bridge: &BridgeName) -> Result<Option<Mac>, LinkError> {
+        /// `linux/netdevice.h`: NET_ADDR_SET.
+        const CHOSEN: &str = "3";
+        let folder = Path::new("/sys/class/net").join(bridge.as_str());
+        let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+        let (Some(index), Some(text)) = (index_of(bridge.as_str()), read("address")) else { return Ok(None) };
+        let Ok(mac) = text.trim().parse::<Mac>() else { return Ok(None) };
+        if read("addr_assign_type").is_none_or(|kind| kind.trim() != CHOSEN) {
+            let keep = LinkUnspec::new_with_index(index).address(mac.bytes().to_vec()).build();
+            self.handle
+                .link()
+                .set(keep)
+                .execute()
+                .await
+                .map_err(Self::failed("keep the address of", bridge.as_str()))?;
+        }
+        Ok(Some(mac))
     }
 
     /// Attaches a tap to a bridge and brings it up.

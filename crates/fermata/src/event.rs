@@ -61,6 +61,8 @@ pub(crate) enum Command {
     },
     /// What is over: advertised and actual pause, clock step, outcome.
     History,
+    /// Counters for Prometheus.
+    Metrics,
 }
 
 fn kind(text: &str) -> Result<EventKind, String> {
@@ -108,6 +110,10 @@ pub(crate) async fn run(service: Service, json: bool) -> anyhow::Result<()> {
             output::value(&played, json, |played| {
                 played.events.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
             })
+        }
+        Command::Metrics => {
+            let text: String = client.call(Call::Metrics).await?;
+            output::value(&text, json, |text| text.trim_end().to_owned())
         }
         Command::History => {
             let records: Value = client.call(Call::History { since: UnixMs(0) }).await?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Subcommand;
-use fermata_agent::api::types::{StopRequest, VmView};
+use fermata_agent::api::types::{RestartRequest, StopRequest, VmView};
 use fermata_agent::client::Client;
 use fermata_model::VmName;
 
@@ -32,6 +32,20 @@ pub(crate) enum Command {
         /// Its name.
         name: VmName,
         /// Seconds that the guest may take.
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+        /// Do not ask: end it at once, as pulling the plug.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Shut a VM down and start it again. Programs in it that asked for events are told first, and may say when.
+    Restart {
+        /// Its name.
+        name: VmName,
+        /// Seconds of notice, for VMs whose programs asked for events.
+        #[arg(long, default_value_t = 900)]
+        notice: u32,
+        /// Seconds that the guest may take to shut down.
         #[arg(long, default_value_t = 60)]
         timeout: u64,
         /// Do not ask: end it at once, as pulling the plug.
@@ -71,6 +85,8 @@ pub(crate) enum Command {
 }
 
 const START_LIMIT: Duration = Duration::from_secs(120);
+/// More than the longest notice that a VM can ask for, in practice.
+const RESTART_LIMIT: Duration = Duration::from_secs(24 * 3_600);
 const QUICK_LIMIT: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(command: Command, client: &Client, json: bool) -> anyhow::Result<()> {
@@ -89,6 +105,14 @@ pub(crate) async fn run(command: Command, client: &Client, json: bool) -> anyhow
         }
         Command::Stop { name, timeout, force } => {
             let view = stop(client, &name, StopRequest { timeout_s: timeout, force }).await?;
+            output::value(&view, json, line)
+        }
+        Command::Restart { name, notice, timeout, force } => {
+            let request = RestartRequest { notice_s: notice, timeout_s: timeout, force };
+            let body = serde_json::to_vec(&request).context("write the request")?;
+            // Guests may defer, and other update domains go first: no shorter limit would be right.
+            let limit = Duration::from_secs(u64::from(notice) + timeout) + RESTART_LIMIT;
+            let view = act(client, &name, "restart", body, limit).await?;
             output::value(&view, json, line)
         }
         Command::Pause { name } => {

@@ -6,7 +6,7 @@
 //! | `POST /v1/host/stop-guests?timeout_s=` | shuts every VM down |
 //! | `GET /v1/vms`, `GET /v1/vms/{name}` | VMs |
 //! | `POST /v1/vms` | makes a VM from a specification in TOML |
-//! | `POST /v1/vms/{name}/start` `stop` `pause` `resume` | acts on a VM |
+//! | `POST /v1/vms/{name}/start` `stop` `restart` `pause` `resume` | acts on a VM |
 //! | `DELETE /v1/vms/{name}` | forgets a stopped VM |
 //! | `POST /v1/updates/check` `apply` | says what an update file would do; does it |
 //! | `GET /v1/maintenances`, `GET /v1/maintenances/{id}` | what was done, as a report, also while it is under way |
@@ -28,6 +28,7 @@ use axum::{Json, Router};
 use fermata_model::{VmName, VmSpec};
 use serde::Deserialize;
 
+use crate::events::{self, restart::RestartError};
 use crate::maintain::{Maintain, MaintainError};
 use crate::vms::{VmError, Vms};
 use fermata_maintenance::report::Report;
@@ -53,6 +54,7 @@ pub fn router(vms: Arc<Vms>, maintain: Arc<Maintain>) -> Router {
         .route("/v1/vms/{name}", get(show).delete(delete))
         .route("/v1/vms/{name}/start", post(start))
         .route("/v1/vms/{name}/stop", post(stop))
+        .route("/v1/vms/{name}/restart", post(restart))
         .route("/v1/vms/{name}/pause", post(pause))
         .route("/v1/vms/{name}/resume", post(resume))
         .fallback(async || {
@@ -128,6 +130,24 @@ async fn stop(State(vms): Shared, Path(name): Path<VmName>, body: Bytes) -> Resu
     };
     let view = vms.stop(&name, request).await.map_err(|e| Failure(e).into_response())?;
     Ok(Json(view))
+}
+
+async fn restart(State(vms): Shared, Path(name): Path<VmName>, body: Bytes) -> Result<Json<VmView>, Response> {
+    let bad = |e: serde_json::Error| refusal(StatusCode::BAD_REQUEST, "bad-request", format!("restart: {e}"));
+    let request = serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }).map_err(bad)?;
+    // A client that goes away does not leave a VM half-way.
+    let work = tokio::spawn(async move { events::restart::restart(&vms, &name, request).await });
+    match work.await {
+        Ok(Ok(view)) => Ok(Json(view)),
+        Ok(Err(RestartError::Vm(error))) => Err(Failure(error).into_response()),
+        Ok(Err(error @ RestartError::Cancelled(_))) => {
+            Err(refusal(StatusCode::CONFLICT, "cancelled", crate::chain(&error)))
+        }
+        Ok(Err(error @ RestartError::Events(_))) => {
+            Err(refusal(StatusCode::CONFLICT, "guests-not-told", crate::chain(&error)))
+        }
+        Err(_) => Err(Failure(VmError::Inside).into_response()),
+    }
 }
 
 async fn pause(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmView>, Failure> {

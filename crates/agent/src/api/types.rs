@@ -160,6 +160,25 @@ impl Default for StopRequest {
     }
 }
 
+/// How a VM is to be restarted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestartRequest {
+    /// The notice that programs in it are given, if they asked for events, in seconds.
+    #[serde(default = "default_notice_s")]
+    pub notice_s: u32,
+    /// Ask the guest and wait this many seconds for it to end.
+    #[serde(default = "default_stop_s")]
+    pub timeout_s: u64,
+    /// End the VMM at once, as pulling the plug.
+    #[serde(default)]
+    pub force: bool,
+}
+
+const fn default_notice_s() -> u32 {
+    900
+}
+
 const fn default_stop_s() -> u64 {
     60
 }

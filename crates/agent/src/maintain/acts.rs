@@ -6,7 +6,7 @@ use fermata_maintenance::update::Change;
 use fermata_model::VmName;
 use fermata_vmm::qmp::Timestamp;
 
-use super::{Maintain, clock, dead_man, kernel, steps, time};
+use super::{Maintain, announce, clock, dead_man, kernel, steps, time};
 use crate::vms::VmError;
 
 /// Performs one act by its deadline.
@@ -22,8 +22,9 @@ async fn begin(shell: &Maintain, state: &State, act: &Act) -> ActResult {
     let limit = time::left(act.by);
     let order = &state.order;
     match (&act.id.vm, act.id.op) {
-        // Guests are told by the metadata service; without one nobody is owed notice.
-        (None, Op::Announce | Op::PublishStarted | Op::EndEvents) => Ok(Evidence::Done),
+        (None, Op::Announce) => announce::announce(shell, state).await,
+        (None, Op::PublishStarted) => announce::publish(shell, state).await,
+        (None, Op::EndEvents) => announce::end(shell, state).await,
         (None, Op::Preflight) => {
             let choice = shell.choose(&order.update).await.map_err(|e| Failure::new(crate::chain(&e)))?;
             Ok(Evidence::Preflight { choice })
@@ -43,7 +44,14 @@ async fn begin(shell: &Maintain, state: &State, act: &Act) -> ActResult {
         (None, Op::Jump) => kernel::jump(shell, state, act.by).await,
         (None, Op::CheckKernel) => kernel::check(state),
         (None, Op::SetHostClock) => kernel::set_host_clock(&shell.vms, state),
-        (vm, Op::ArmDeadMan) => dead_man::arm(shell, state, vm.as_ref(), act.by).await,
+        (vm, Op::ArmDeadMan) => {
+            announce::before_pause(shell, state, vm.as_ref()).await;
+            dead_man::arm(shell, state, vm.as_ref(), act.by).await
+        }
+        (Some(vm), Op::ShutDown) => {
+            announce::before_pause(shell, state, Some(vm)).await;
+            on_vm(shell, state, vm, Op::ShutDown, limit).await
+        }
         (vm, Op::DisarmDeadMan) => dead_man::disarm(shell, state, vm.as_ref()).await,
         (Some(vm), op) => on_vm(shell, state, vm, op, limit).await,
         (None, op) => Err(Failure::new(format!("`{op}` is not something this agent can do"))),
@@ -85,7 +93,11 @@ async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std:
         Op::Resume => vms.resume_old(vm, limit).await.map(resumed),
         Op::TakeBack => vms.take_back(vm, limit).await.map(resumed),
         Op::Retire => vms.retire(vm).await.map(|()| Evidence::Done),
-        Op::SetClock => clock::correct(vms, vm).await.map(|outcome| Evidence::Clock { outcome }),
+        Op::SetClock => clock::correct(vms, vm).await.map(|outcome| {
+            let evidence = Evidence::Clock { outcome };
+            announce::after_pause(shell, state, vm, &evidence);
+            evidence
+        }),
         Op::Restart => vms.start_for_maintenance(vm).await.map(restarted),
         other => return Err(Failure::new(format!("`{other}` is not something this agent can do to a VM"))),
     }

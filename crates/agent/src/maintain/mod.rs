@@ -10,6 +10,7 @@
 //! says, before anybody may act on their VMs.
 
 mod acts;
+mod announce;
 mod clock;
 mod dead_man;
 mod facts;
@@ -25,12 +26,12 @@ use std::time::Duration;
 use fermata_maintenance::dead_man::Client;
 use fermata_maintenance::id::{BootId, IdError, MaintenanceId};
 use fermata_maintenance::journal::{Journal, JournalError, Listed};
-use fermata_maintenance::machine::{Act, ActId, ActResult, Input, Maintenance, Op, StartError, State};
+use fermata_maintenance::machine::{Act, ActId, ActResult, Input, Maintenance, Op, Stage, StartError, State};
 use fermata_maintenance::mechanism::{self, Choice};
-use fermata_maintenance::order::{Gate, Order, OrderError};
+use fermata_maintenance::order::{Order, OrderError};
 use fermata_maintenance::report::Report;
 use fermata_maintenance::update::{Update, UpdateError};
-use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::vms::{VmError, Vms};
@@ -159,7 +160,7 @@ impl Maintain {
         journal.check_identity(&update.id, update.digest)?;
         let now = time::now();
         let id: MaintenanceId = format!("{}-{}", update.id, now.wall.0 / 1_000_000).parse()?;
-        let gate = Gate { not_before: now.wall.after(update.notice), lead: LEAD };
+        let gate = announce::gate(self, now.wall.after(update.notice));
         let order = Order::new(id.clone(), update, choice, gate)?;
         if let Some(active) = self.active() {
             return Err(MaintainError::Busy(active.id));
@@ -209,10 +210,25 @@ impl Maintain {
         for vm in maintenance.state().order.vms.iter().filter(|plan| plan.forecast.upper > Duration::ZERO) {
             self.vms.reserve(&vm.vm, Some(id.as_str()));
         }
-        *self.active.lock().unwrap_or_else(PoisonError::into_inner) = Some(Active { id, inputs });
+        let active = Active { id, inputs };
+        announce::wait_again(self, maintenance.state(), &active);
+        *self.active.lock().unwrap_or_else(PoisonError::into_inner) = Some(active);
         let driver =
             Driver { shell: Arc::clone(self), maintenance, told, running: JoinSet::new(), aborts: BTreeMap::new() };
         tokio::spawn(driver.run(acts));
+    }
+
+    /// Looks after what the metadata service was not told, whenever it is found again, until the task is dropped.
+    pub async fn run_events(self: Arc<Self>) {
+        let Some(events) = self.vms.events() else { return };
+        let found = Arc::new(Notify::new());
+        tokio::spawn(Arc::clone(&events).run(Arc::clone(&found)));
+        loop {
+            found.notified().await;
+            if let Err(error) = announce::end_left(&self, &events).await {
+                tracing::warn!(error = crate::chain(&error), "events of former maintenances were not ended");
+            }
+        }
     }
 
     fn finished(&self, state: &State, journal: &mut Journal) {
@@ -229,7 +245,12 @@ impl Maintain {
     }
 }
 
-/// How long `Started` is visible before the first pause (the metadata service's rule 32).
+/// Whether guests were told, and may not have answered yet.
+fn was_announced(state: &State) -> bool {
+    state.stage == Stage::Announced
+}
+
+/// How long `Started` is visible before the first pause where no metadata service is configured (the service's rule 32).
 const LEAD: Duration = Duration::from_secs(2);
 
 /// The task that drives one maintenance.

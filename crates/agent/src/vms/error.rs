@@ -6,6 +6,7 @@ use fermata_model::{Mac, MachineType, Size, VmName, VmmVersion};
 use uuid::Uuid;
 
 use crate::api::types::VmState;
+use crate::events::EventsError;
 use crate::inventory::InventoryError;
 use crate::links::LinkError;
 use crate::units::UnitError;
@@ -133,6 +134,14 @@ pub enum VmError {
         nic: usize,
         /// Why.
         source: LinkError,
+    },
+    /// Its ports could not be wired to the metadata service; a guest that is not would reach the host.
+    #[error("the ports of VM `{name}` were not wired: {source}")]
+    Wire {
+        /// The VM.
+        name: VmName,
+        /// Why not.
+        source: Box<EventsError>,
     },
     /// Not in this state.
     #[error("VM `{name}` is {state}; it must be {needed} to {act}")]
@@ -325,6 +334,7 @@ impl VmError {
                 | Self::NoWay { .. }
                 | Self::Unit(_)
                 | Self::Inventory(_)
+                | Self::Wire { .. }
                 | Self::Io { .. }
                 | Self::Inside
         )
@@ -349,6 +359,7 @@ impl VmError {
             Self::MemoryAbsurd { .. } => "memory-absurd",
             Self::MemoryShort { .. } => "memory-short",
             Self::Nic { .. } => "bad-nic",
+            Self::Wire { .. } => "not-wired",
             Self::WrongState { .. } => "wrong-state",
             Self::GuestWouldNot { .. } => "guest-would-not",
             Self::NoKvm(_) => "no-kvm",

@@ -31,7 +31,7 @@ mod view;
 mod vmms;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use fermata_model::{VmDefinition, VmName, VmSpec};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
@@ -39,6 +39,7 @@ use uuid::Uuid;
 
 use crate::api::types::VmView;
 use crate::config::Config;
+use crate::events::Events;
 use crate::inventory::{Inventory, InventoryError, VmRecord};
 use crate::links::Links;
 use crate::units::Units;
@@ -63,6 +64,8 @@ pub struct Vms {
     tsc_khz: Option<u32>,
     boot: Uuid,
     vaults: Vaults,
+    /// The metadata service's end, where one is configured.
+    events: OnceLock<Arc<Events>>,
     slots: Mutex<BTreeMap<VmName, Arc<Slot>>>,
     /// VMs that ended by themselves, with what is known, for whoever has them in a maintenance.
     gone: broadcast::Sender<(VmName, String)>,
@@ -116,7 +119,8 @@ impl Vms {
         let (vmms, gone) = (Vmms::open(&config.run_dir), broadcast::Sender::new(GONE_KEPT));
         let user = users::find(&config.vm_user).ok();
         let vaults = Vaults::open(&config.vault, user.as_ref());
-        Self { config, inventory, links, units, vmms, kvm, tsc_khz, boot, vaults, slots: Mutex::default(), gone }
+        let (events, slots) = (OnceLock::new(), Mutex::default());
+        Self { config, inventory, links, units, vmms, kvm, tsc_khz, boot, vaults, events, slots, gone }
     }
 
     /// Hears of VMs that end by themselves from now on.
@@ -146,6 +150,35 @@ impl Vms {
     #[must_use]
     pub const fn vaults(&self) -> &Vaults {
         &self.vaults
+    }
+
+    /// Guests are told from now on. Called once, before any VM is started.
+    pub fn set_events(&self, events: Arc<Events>) {
+        // A second one would be of the same configuration.
+        self.events.set(events).ok();
+    }
+
+    /// The agent's end of the metadata service, where one is configured.
+    #[must_use]
+    pub fn events(&self) -> Option<Arc<Events>> {
+        self.events.get().cloned()
+    }
+
+    /// The metadata service is to hear of a change; nobody waits for it.
+    fn vms_changed(&self) {
+        if let Some(events) = self.events.get() {
+            events.vms_changed();
+        }
+    }
+
+    /// Wires the ports of VMs on record to the metadata service.
+    async fn wire(&self, name: &VmName) -> Result<(), VmError> {
+        match self.events.get() {
+            Some(events) => {
+                events.wire().await.map_err(|source| VmError::Wire { name: name.clone(), source: Box::new(source) })
+            }
+            None => Ok(()),
+        }
     }
 
     pub(crate) const fn units(&self) -> &Units {
@@ -201,6 +234,7 @@ impl Vms {
         let definition = check::new_vm(self, spec, records, Uuid::new_v4()).await?;
         let stored = definition.clone();
         self.db(move |db| db.insert(&stored)).await?;
+        self.vms_changed();
         tracing::info!(vm = %definition.name, uuid = %definition.uuid, "created");
         self.view(&self.record(&definition.name).await?).await
     }
@@ -223,6 +257,10 @@ impl Vms {
         let key = name.clone();
         self.db(move |db| db.delete(&key)).await?;
         self.forget_slot(name);
+        if let Err(error) = self.wire(name).await {
+            tracing::warn!(error = crate::chain(&error), "its ports are still wired");
+        }
+        self.vms_changed();
         tracing::info!(vm = %name, "deleted");
         Ok(view)
     }

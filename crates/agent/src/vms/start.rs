@@ -85,6 +85,7 @@ impl Vms {
                     return Err(error);
                 }
             }
+            self.vms_changed();
             tracing::info!(vm = %name, "started");
         }
         let key = name.clone();
@@ -215,6 +216,7 @@ impl Vms {
             .await
             .map_err(|_| VmError::Inside)?
             .map_err(|source| VmError::Memory { name: definition.name.clone(), source })?;
+        self.wire(&definition.name).await?;
         let mut queues = Vec::new();
         for (nic, (name, link)) in runtime.taps.iter().zip(&definition.nics).enumerate() {
             let queue = tap::create(name, Some(user.uid)).map_err(|source| VmError::Tap { nic, source })?;
