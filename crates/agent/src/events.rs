@@ -251,11 +251,16 @@ impl Events {
     async fn keep_told(self: Arc<Self>) {
         loop {
             self.changed.notified().await;
-            while let Err(error) = self.tell().await {
+            while let Err(error) = self.wire_and_tell().await {
                 tracing::warn!(error = crate::chain(&error), "the metadata service was not told of VMs; trying again");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
+    }
+
+    async fn wire_and_tell(&self) -> Result<(), EventsError> {
+        self.wire().await?;
+        self.tell().await
     }
 
     async fn offer_addresses(self: Arc<Self>, bridge: BridgeName) {

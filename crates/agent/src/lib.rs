@@ -40,7 +40,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use config::{Config, ConfigError};
-use events::{Events, EventsError};
+use events::Events;
 use inventory::{Inventory, InventoryError};
 use links::{LinkError, Links};
 use maintain::{Maintain, MaintainError};
@@ -68,9 +68,6 @@ pub enum AgentError {
     /// Taking up VMs.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// Guests and their wires.
-    #[error(transparent)]
-    Events(#[from] EventsError),
     /// Maintenance that was under way.
     #[error(transparent)]
     Maintain(#[from] MaintainError),
@@ -121,8 +118,12 @@ pub async fn run(config_path: &Path) -> Result<(), AgentError> {
     let events = Events::new(&config, inventory.clone(), links.clone());
     let vms = Arc::new(Vms::new(config, inventory, links, units, boot));
     if let Some(events) = events {
-        // VMs that run are wired already: by an earlier agent, or before they started.
-        events.wire().await?;
+        // VMs that run are wired already: by an earlier agent, or before they started. Those that come back from a vault are
+        // not, and what keeps them from being wired must not keep them from coming back; it is tried again.
+        if let Err(error) = events.wire().await {
+            tracing::error!(error = chain(&error), "guests are not wired to the metadata service");
+            events.vms_changed();
+        }
         vms.set_events(events);
     }
 

@@ -59,13 +59,23 @@ pub struct HostSpec {
     pub kernel: Kernel,
     /// More words for the kernel's command line, for example `memmap=1G!5G`.
     pub cmdline: String,
+    /// Whether its guests are told what is coming, by the metadata service; they then reach nothing else of it but the sink.
+    #[serde(default)]
+    pub imds: bool,
     /// Files (path inside the host, content) added to the payload: configuration of this host.
     pub files: Vec<(String, String)>,
 }
 
 impl Default for HostSpec {
     fn default() -> Self {
-        Self { memory_mib: 3072, cpus: 2, kernel: Kernel::Stable, cmdline: String::new(), files: Vec::new() }
+        Self {
+            memory_mib: 3072,
+            cpus: 2,
+            kernel: Kernel::Stable,
+            cmdline: String::new(),
+            imds: false,
+            files: Vec::new(),
+        }
     }
 }
 

@@ -17,6 +17,8 @@
 //! | [`guest`] | the probe inside a guest: configuration and threads |
 //! | [`offset`] | a guest's clocks against those of the machine that asks |
 //! | [`bare`] | the floor of a VMM swap: by bare QMP commands, on a host |
+//! | [`metadata`] | the metadata service, asked from inside a guest |
+//! | [`inside`] | a command in a guest, run from its host |
 
 pub mod bare;
 pub mod beat;
@@ -25,7 +27,9 @@ pub mod control;
 pub mod disk;
 pub mod gap;
 pub mod guest;
+pub mod inside;
 pub mod memory;
+pub mod metadata;
 pub mod offset;
 pub mod report;
 pub mod sink;

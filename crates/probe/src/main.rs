@@ -1,9 +1,12 @@
 //! The probe as a program: `guest`, `sink`, `ask ADDRESS WHAT`, `offset ADDRESS`, `check-disk PATH ACKNOWLEDGED`,
-//! `bare-swap OLD NEW WAY`, `hold-kvm`.
+//! `bare-swap OLD NEW WAY`, `hold-kvm`, `metadata METHOD PATH [BODY]`, `watch-events FILE EVERY_MS`,
+//! `inside SOCKET SECONDS SCRIPT`.
 
 use std::{error::Error, path::Path, process::ExitCode, time::Duration};
 
-use fermata_probe::{BEAT_PORT, SINK_CONTROL_PORT, bare, control, disk, guest, offset, report::Request, sink};
+use fermata_probe::{
+    BEAT_PORT, SINK_CONTROL_PORT, bare, control, disk, guest, inside, metadata, offset, report::Request, sink,
+};
 
 const USAGE: &str = "usage: fermata-probe guest [--network]
        fermata-probe sink
@@ -11,7 +14,10 @@ const USAGE: &str = "usage: fermata-probe guest [--network]
        fermata-probe offset ADDRESS:PORT
        fermata-probe check-disk PATH ACKNOWLEDGED
        fermata-probe bare-swap OLD-FOLDER NEW-FOLDER transfer|file
-       fermata-probe hold-kvm";
+       fermata-probe hold-kvm
+       fermata-probe metadata METHOD PATH [BODY]
+       fermata-probe watch-events FILE EVERY_MS
+       fermata-probe inside SOCKET SECONDS SCRIPT";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -63,6 +69,19 @@ fn run(words: &[&str]) -> Result<(), Box<dyn Error>> {
             let _held = fermata_vault::kvm::hold()?;
             loop {
                 std::thread::park();
+            }
+        }
+        ["metadata", method, path, body @ ..] if body.len() < 2 => {
+            let answer = metadata::ask(method, path, body.first().unwrap_or(&""))?;
+            println!("{}", serde_json::to_string(&answer)?);
+        }
+        ["watch-events", file, every] => metadata::watch(Path::new(file), Duration::from_millis(every.parse()?))?,
+        ["inside", socket, seconds, script] => {
+            let ran = inside::run(Path::new(socket), script, Duration::from_secs(seconds.parse()?))?;
+            print!("{}", ran.out);
+            eprint!("{}", ran.err);
+            if ran.status != 0 {
+                return Err(format!("the script ended with status {} in the guest", ran.status).into());
             }
         }
         _ => return Err(USAGE.into()),
