@@ -14,8 +14,8 @@ use crate::clock::Clocks;
 const SERVICE: (Ipv4Addr, u16) = (Ipv4Addr::new(169, 254, 169, 254), 80);
 /// What a poller asks for.
 const EVENTS: &str = "/metadata/scheduledevents?api-version=2020-07-01";
-/// How long a connection or an answer may take: what the shortest of the known clients allows.
-const LIMIT: Duration = Duration::from_secs(1);
+/// How long a connection or an answer may take; most known clients give it as long.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ pub struct Sighting {
 /// One request.
 ///
 /// # Errors
-/// No connection or no sound answer within a second.
+/// No connection or no sound answer within five seconds.
 pub fn ask(method: &str, path: &str, body: &str) -> io::Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from(SERVICE), LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;

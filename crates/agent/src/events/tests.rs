@@ -75,3 +75,100 @@ fn a_guest_reads_the_address_that_it_is_offered() {
     }
     assert_eq!(records.iter().map(|record| record.min_notice_s).collect::<Vec<_>>(), [60, 0]);
 }
+
+mod with_a_service {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use fermata_imds::fermata_events::event::DeferLimits;
+    use fermata_imds::fermata_events::{Affected, EventKind, EventSource, Input, JobId, Outcome, PauseBound};
+    use fermata_imds::link::Announcement;
+    use fermata_imds::{Service, Settings, SqliteStore, SystemClock, control};
+    use tokio::sync::Notify;
+
+    use super::vm;
+    use crate::config::Config;
+    use crate::events::{Events, Gate, job::Ending};
+    use crate::inventory::Inventory;
+    use crate::links::Links;
+
+    /// An agent's end with VMs `a` and `b` on record, and the service it speaks to.
+    fn host(folder: &std::path::Path) -> (Arc<Events>, Service) {
+        let socket = folder.join("control.sock");
+        let text =
+            format!("[vmm.\"10.0\"]\nbinary = \"/q\"\n[imds]\ncontrol = \"{}\"\ndhcp = false\n", socket.display());
+        let config: Config = toml::from_str(&text).unwrap();
+        let inventory = Inventory::open(&folder.join("agent.db")).unwrap();
+        for record in [vm("a", 1, ""), vm("b", 2, "")] {
+            inventory.insert(&record.definition).unwrap();
+        }
+        let store = Box::new(SqliteStore::in_memory().unwrap());
+        let service = Service::open(store, Arc::new(SystemClock::default()), Settings::default()).unwrap();
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        tokio::spawn(control::serve(listener, service.clone()));
+        (Events::new(&config, inventory, Links::open().unwrap()).unwrap(), service)
+    }
+
+    fn announcement(name: &str) -> Announcement {
+        Announcement {
+            job: JobId(name.to_owned()),
+            host: "host1".to_owned(),
+            kind: EventKind::Freeze,
+            source: EventSource::Platform,
+            description: String::new(),
+            reason: "test".to_owned(),
+            notice: Duration::from_secs(900),
+            lead: Duration::from_secs(2),
+            defer: DeferLimits::default(),
+            affected: vec![Affected::new("a".parse().unwrap(), PauseBound::AtMostMs(1_000))],
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_maintenance_goes_from_its_announcement_to_the_removal_of_its_event() {
+        let folder = tempfile::tempdir().unwrap();
+        let (events, service) = host(folder.path());
+        tokio::spawn(Arc::clone(&events).run(Arc::new(Notify::new())));
+        let job = JobId("m".to_owned());
+        let a: fermata_model::VmName = "a".parse().unwrap();
+        // Somebody in it listens, so the notice is owed.
+        events.tell().await.unwrap();
+        service.apply(Input::Polled { vm: a.clone() }).await.unwrap();
+        events.announce(announcement("m")).await.unwrap();
+        events.announce(announcement("m")).await.expect("an agent that restarts announces the same again");
+        let waiting = tokio::spawn({
+            let (events, job) = (Arc::clone(&events), job.clone());
+            async move { events.gate(&job).await }
+        });
+        let id = service.read(|state, _| state.events().next().unwrap().id);
+        let by = fermata_imds::fermata_events::Approver::Vm { vm: a.clone(), from: None, agent: String::new() };
+        service.apply(Input::Approve { events: vec![id], by }).await.unwrap();
+        assert_eq!(waiting.await.unwrap(), Gate::Open { by: "a".to_owned() });
+        events.start(&job).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(2_010)).await;
+        events.pausing(&job, vec![a.clone()], Duration::from_secs(1)).await;
+        // The VM is left down: the event outlives the maintenance, until the VM is told to run again.
+        events.end(&job, Ending { became: vec![], outcome: Outcome::Failed }).await.unwrap();
+        assert_eq!(service.read(|state, _| state.events().count()), 1);
+        let again = Input::RunsAgain { job: job.clone(), vm: a, paused_ms: None };
+        events.became(vec![again]).await.unwrap();
+        assert_eq!(service.read(|state, _| state.events().count()), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_cancelled_or_left_by_a_dead_agent_does_not_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let (events, service) = host(folder.path());
+        events.announce(announcement("m")).await.unwrap();
+        events.end(&JobId("m".to_owned()), Ending { became: vec![], outcome: Outcome::Undone }).await.unwrap();
+        assert_eq!(events.gate(&JobId("m".to_owned())).await, Gate::Cancelled);
+        let left = JobId("restart-0".to_owned());
+        events.announce(Announcement { job: left.clone(), ..announcement("x") }).await.unwrap();
+        let open = events.restarting(&left);
+        events.end_left_restarts().await.unwrap();
+        assert_eq!(service.read(|state, _| state.events().count()), 1, "this agent is at it");
+        drop(open);
+        events.end_left_restarts().await.unwrap();
+        assert_eq!(service.read(|state, _| state.events().count()), 0);
+    }
+}
