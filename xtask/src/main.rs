@@ -5,11 +5,14 @@ mod demo;
 mod imds;
 mod lab;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use fermata_lab::swaps::bench;
+use fermata_lab::swaps::{
+    bench,
+    faults::{self, Fault},
+};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Development commands of Fermata")]
@@ -42,6 +45,9 @@ enum Task {
     /// Measure something, beside a peer or a floor.
     #[command(subcommand)]
     Bench(Bench),
+    /// Do the worst at every step of something.
+    #[command(subcommand)]
+    Faults(Faults),
     /// Feed a parser that faces guests with mutated input.
     Fuzz {
         /// Which.
@@ -78,6 +84,22 @@ enum Bench {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Faults {
+    /// Change the VMM of a VM with a fault at every step: `target/bench/faults-swap.json`.
+    Swap {
+        /// The set that is also a test: four steps, four faults.
+        #[arg(long)]
+        short: bool,
+        /// One step, such as "hand over".
+        #[arg(long)]
+        step: Option<String>,
+        /// No case begins after this many minutes.
+        #[arg(long, default_value_t = 120)]
+        minutes: u64,
+    },
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Part {
     Imds,
@@ -107,6 +129,12 @@ fn run() -> Result<()> {
         }
         Task::Bench(Bench::Imds { seconds }) => imds::bench(seconds),
         Task::Bench(Bench::Swap { quick, swaps }) => bench::run(&bench::plan(quick, swaps)?),
+        Task::Faults(Faults::Swap { short, step, minutes }) => {
+            let (steps, all) =
+                if short { (&faults::SHORT[..], &Fault::SHORT[..]) } else { (&faults::STEPS[..], &Fault::ALL[..]) };
+            let one = step.as_deref().map(|step| [step]);
+            faults::run(one.as_ref().map_or(steps, |one| one), all, Duration::from_secs(minutes * 60))
+        }
         Task::Fuzz { what: Part::Imds, inputs, seed } => imds::fuzz(inputs, seed),
         Task::Clients => imds::clients(),
         Task::Deny => checks::deny(),

@@ -14,9 +14,11 @@
 //! | [`leaks`] | what a host holds: descriptors, processes, files |
 //! | [`figures`] | median, p99 and largest (pure) |
 //! | [`bench`] | `cargo xtask bench swap` |
+//! | [`faults`] | `cargo xtask faults swap` |
 
 pub mod bare;
 pub mod bench;
+pub mod faults;
 pub mod figures;
 pub mod guest;
 pub mod leaks;

@@ -14,6 +14,7 @@ mod announce;
 mod clock;
 mod dead_man;
 mod facts;
+mod halt;
 mod kernel;
 mod steps;
 mod time;
@@ -301,7 +302,10 @@ impl Driver {
             let (shell, state, id) = (Arc::clone(&self.shell), self.maintenance.state().clone(), act.id.clone());
             let work = async move {
                 let id = act.id.clone();
+                let run_dir = shell.vms.config().run_dir.as_path();
+                halt::here(run_dir, halt::Side::Before, id.op);
                 let result = acts::perform(&shell, &state, &act).await;
+                halt::here(run_dir, halt::Side::After, id.op);
                 if let Err(failure) = &result {
                     tracing::warn!(act = %id, reason = failure.text, "failed");
                 }
