@@ -24,7 +24,7 @@ pub(crate) fn test(words: &[String]) -> Result<()> {
 pub(crate) fn test_hosts() -> Result<()> {
     image()?;
     let mut words = vec!["test", "--locked", "-p", "fermata-lab", "--features", "hosts"];
-    words.extend(["--test", "host", "--test", "vm_life", "--test", "swap"]);
+    words.extend(["--test", "host", "--test", "vm_life", "--test", "swap", "--test", "swap_faults"]);
     cargo(words.into_iter().chain(["--", "--nocapture"]))
 }
 

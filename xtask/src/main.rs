@@ -88,7 +88,7 @@ enum Bench {
 enum Faults {
     /// Change the VMM of a VM with a fault at every step: `target/bench/faults-swap.json`.
     Swap {
-        /// The set that is also a test: four steps, four faults.
+        /// The set that is also a test: nine cases around the pause.
         #[arg(long)]
         short: bool,
         /// One step, such as "hand over".

@@ -35,6 +35,9 @@ const IFF_ATTACH_QUEUE: u16 = 0x0200;
 const IFF_DETACH_QUEUE: u16 = 0x0400;
 const FLAGS: u16 = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE;
 
+/// A frame with its header for offloads, at its largest: 64 KiB of segments that were not cut yet.
+const MAX_FRAME: usize = 65_536 + 64;
+
 /// `struct ifreq` as far as tun uses it: a name, then flags in a union of 24 bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -241,6 +244,22 @@ impl Queue {
         matches!(rustix::event::poll(&mut watched, Some(&now)), Ok(1..))
     }
 
+    /// Sends every frame that waits here back to where it came from, as if the device had sent it: a bridge then takes it to
+    /// whoever has its address now. Only for a queue that nobody else reads any more. How many there were.
+    ///
+    /// # Errors
+    /// The kernel's reason; frames that still wait stay.
+    pub fn send_back(&self) -> io::Result<usize> {
+        let mut frame = vec![0; MAX_FRAME];
+        let mut count = 0;
+        while self.has_frames() {
+            let length = rustix::io::read(&self.fd, &mut frame)?;
+            rustix::io::write(&self.fd, &frame[..length])?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
     /// A second descriptor of the same queue.
     ///
     /// # Errors
@@ -336,5 +355,27 @@ mod tests {
         drop((first, second, again));
         assert!(!exists(&name));
         delete(&name).unwrap();
+    }
+
+    #[test]
+    fn frames_nobody_read_go_back_to_the_kernel() {
+        if open_device("/dev/net/tun").is_err()
+            || in_own_network("tap::tests::frames_nobody_read_go_back_to_the_kernel")
+        {
+            return;
+        }
+        let queue = create(&"fm-test-1".parse().unwrap(), Some(0)).unwrap();
+        for words in [&["addr", "add", "10.9.9.1/24", "dev", "fm-test-1"][..], &["link", "set", "fm-test-1", "up"]] {
+            assert!(std::process::Command::new("ip").args(words).status().unwrap().success());
+        }
+        // Somebody is looked for by ARP.
+        std::net::UdpSocket::bind("10.9.9.1:0").unwrap().send_to(b"x", "10.9.9.2:9").unwrap();
+        let sent_back = queue.send_back().unwrap();
+        assert!(sent_back > 0);
+        let table = std::fs::read_to_string("/proc/net/dev").unwrap();
+        let line = table.lines().find(|line| line.trim_start().starts_with("fm-test-1:")).unwrap();
+        let received = line.split_whitespace().nth(2).unwrap();
+        assert_eq!(received, sent_back.to_string(), "{table}");
+        delete(&"fm-test-1".parse().unwrap()).unwrap();
     }
 }

@@ -7,13 +7,16 @@
 //!  new VMM starts      hold(new tap)     frames for the new tap wait in a `plug` queue; it is not on the bridge yet
 //!  just before STOP    steer(new tap)    on the bridge, and the guest's address points to it: frames wait for the guest
 //!  after RESUME        release(new tap)  what waited goes in, in order
-//!  taken back          steer(old tap)
+//!  taken back          steer(old tap), give_back(new tap): what waited goes to the VMM that has the VM
 //! ```
 //!
 //! Nothing is lost either way: until STOP the old VMM still empties its own tap, and what the guest sends leaves through
 //! the tap of the VMM that runs it.
 
+use std::path::Path;
+
 use fermata_model::{BridgeName, Mac};
+use fermata_vault::tap::Queue;
 use futures_util::StreamExt;
 use rtnetlink::LinkUnspec;
 use rtnetlink::packet_core::NetlinkPayload;
@@ -76,6 +79,23 @@ impl Links {
     /// [`LinkError::Kernel`].
     pub async fn release(&self, tap: &str) -> Result<(), LinkError> {
         self.plug(tap, Plug::ReleaseIndefinite, 0).await
+    }
+
+    /// Gives frames that waited for a VMM which is dead now back to the bridge; the way to the guest is another tap already. How
+    /// many there were.
+    ///
+    /// # Errors
+    /// [`LinkError`]; frames not given back are lost with the tap.
+    pub async fn give_back(&self, tap: &str, queue: &Queue) -> Result<usize, LinkError> {
+        // Else the bridge would look for the senders behind the tap that they never were behind.
+        let learning = Path::new("/sys/class/net").join(tap).join("brport/learning");
+        match std::fs::write(&learning, "0") {
+            // On no bridge: nothing was ever steered to it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            other => other?,
+        }
+        self.release(tap).await?;
+        Ok(queue.send_back()?)
     }
 
     async fn plug(&self, tap: &str, action: Plug, flags: u16) -> Result<(), LinkError> {

@@ -359,6 +359,9 @@ impl Vms {
         let resumed = handover::take_back(live.qmp(), new, limit).await;
         let resumed = resumed.map_err(|source| VmError::TakeBack { name: name.clone(), source })?;
         self.steer(&self.ways(&record, live.runtime())).await?;
+        if let Some(beside) = &beside {
+            self.give_frames_back(beside).await;
+        }
         // The VM runs; what the dead one leaves can wait until here.
         if let Some(left) = record.beside.as_ref().filter(|b| b.generation > live.runtime().generation) {
             slot.set_beside(None);
@@ -366,6 +369,17 @@ impl Vms {
             self.note_beside(name, None).await?;
         }
         Ok(resumed)
+    }
+
+    /// Frames that waited for a VMM that is dead now go to the one that has the VM. A failure costs these frames, not the VM.
+    async fn give_frames_back(&self, dead: &Beside) {
+        for (tap, queue) in dead.runtime.taps.iter().zip(&dead.queues) {
+            match self.links.give_back(tap.as_str(), queue).await {
+                Ok(0) => {}
+                Ok(frames) => tracing::info!(%tap, frames, "given back"),
+                Err(error) => tracing::warn!(%tap, error = crate::chain(&error), "frames that waited are lost"),
+            }
+        }
     }
 
     /// Makes certain that no VMM stands beside to take the VM over.

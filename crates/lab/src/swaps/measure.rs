@@ -84,8 +84,11 @@ pub struct Swap {
     pub packets_lost: u64,
     /// TCP connections that broke.
     pub reconnects: u64,
-    /// Retransmission timers that fired, in the guest or on the host.
-    pub retransmission_timeouts: u64,
+    /// Retransmission timers that fired in the guest.
+    pub guest_timeouts: u64,
+    /// Retransmission timers that fired on the host during the maintenance, for whatever connection. A pause of more than
+    /// 200 ms, as on emulated hosts, makes the peer's timer fire: nobody answered it for so long.
+    pub host_timeouts: u64,
     /// TCP segments the guest sent again without a timer (tail loss probes).
     pub retransmitted: u64,
     /// The guest's wall clock afterwards, less the host's, asked from outside.
@@ -173,7 +176,8 @@ pub fn swap(host: &Host, guests: &[Guest], update: &Update) -> Result<Vec<Swap>>
             udp_gap_ms: ms(peer.udp.gap_ns),
             packets_lost: net.udp.missing.saturating_sub(net_before.udp.missing),
             reconnects: net.tcp_reconnects - net_before.tcp_reconnects + (peer.connections - peer_before.connections),
-            retransmission_timeouts: net.tcp_timeouts - net_before.tcp_timeouts + timeouts,
+            guest_timeouts: net.tcp_timeouts - net_before.tcp_timeouts,
+            host_timeouts: timeouts,
             retransmitted: net.tcp_retransmitted - net_before.tcp_retransmitted,
             clock_error_ms: signed_ms(after.offset.wall_error_ns),
             clock_known_to_ms: signed_ms(after.offset.half_trip_ns),
