@@ -82,6 +82,9 @@ pub enum AgentError {
     /// Somebody else is in charge.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// A task of the agent's own ended by a panic, which its log shows.
+    #[error("the agent failed inside; its log says where")]
+    Inside,
     /// Another agent is at work.
     #[error("{path}: another agent answers there; stop it first (`systemctl stop fermata-agent`)")]
     AlreadyRunning {
@@ -115,6 +118,13 @@ pub async fn run(config_path: &Path) -> Result<(), AgentError> {
         move |source| AgentError::Io { path, source }
     };
     let boot = fermata_vault::process::boot_id().map_err(io(Path::new("/proc/sys/kernel/random/boot_id")))?;
+    let config = tokio::task::spawn_blocking(move || {
+        vaults::Vaults::make_device(&config.vault);
+        maintain::look_for_the_way_back(&config);
+        config
+    })
+    .await
+    .map_err(|_| AgentError::Inside)?;
     let events = Events::new(&config, inventory.clone(), links.clone());
     let vms = Arc::new(Vms::new(config, inventory, links, units, boot));
     if let Some(events) = events {

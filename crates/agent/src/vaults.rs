@@ -42,6 +42,15 @@ impl Vaults {
         Self { kind: config.kind, device: config.device.clone(), devdax: devdax.map(Arc::new) }
     }
 
+    /// Makes the device of a devdax vault, where there is none yet. Why it cannot be made is told when it is opened.
+    pub(crate) fn make_device(config: &VaultConfig) {
+        if config.kind == Kind::Devdax
+            && let Err(reason) = make_device(&config.device)
+        {
+            tracing::warn!(reason, "no device for the vault");
+        }
+    }
+
     /// The kind that new VMs get.
     #[must_use]
     pub const fn kind(&self) -> Kind {
@@ -136,13 +145,19 @@ impl Vaults {
     }
 }
 
-fn open_devdax(device: &Path, user: Option<&User>) -> Result<Devdax, String> {
-    if !device.exists() {
-        load_modules();
-        if let Some(region) = region_of(device) {
-            namespace::ensure(region).map_err(|error| crate::chain(&error))?;
-        }
+fn make_device(device: &Path) -> Result<(), String> {
+    if device.exists() {
+        return Ok(());
     }
+    load_modules();
+    match region_of(device) {
+        Some(region) => namespace::ensure(region).map(drop).map_err(|error| crate::chain(&error)),
+        None => Ok(()),
+    }
+}
+
+fn open_devdax(device: &Path, user: Option<&User>) -> Result<Devdax, String> {
+    make_device(device)?;
     let vault = Devdax::open(device).map_err(|error| crate::chain(&error))?;
     if let Some(user) = user {
         open_to(device, user).map_err(|error| format!("{}: {error}", device.display()))?;

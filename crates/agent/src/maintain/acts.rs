@@ -40,7 +40,7 @@ async fn begin(shell: &Maintain, state: &State, act: &Act) -> ActResult {
             Ok(Evidence::Done)
         }
         (None, Op::LoadKernel) => kernel::load(shell, state).await,
-        (None, Op::UnloadKernel) => kernel::unload().await,
+        (None, Op::UnloadKernel) => kernel::unload(shell).await,
         (None, Op::Jump) => kernel::jump(shell, state, act.by).await,
         (None, Op::CheckKernel) => kernel::check(state),
         (None, Op::SetHostClock) => kernel::set_host_clock(&shell.vms, state),

@@ -18,7 +18,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Maintain, time};
+use super::{Maintain, time, way_back};
 use crate::vms::Vms;
 
 /// What crosses.
@@ -68,10 +68,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + 
 /// Loads the kernel to jump into, and brings what is not on the disks yet there, so that little is left for the pause.
 pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
     let kernel = change(state)?.clone();
+    let config = shell.vms.config().clone();
     let vault = shell.vms.vaults().device(shell.vms.vaults().kind()).map(Path::to_owned);
     blocking(move || {
         let target = Target::of(&kernel, vault.as_deref())?;
         kexec::load(&target.image, target.initrd.as_deref(), &target.cmdline).map_err(|e| e.to_string())?;
+        way_back::note(&config, &target.release)?;
         rustix::fs::sync();
         tracing::info!(release = target.release, "kernel loaded");
         Ok(Evidence::Done)
@@ -80,8 +82,13 @@ pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
 }
 
 /// Forgets the kernel that was loaded.
-pub(super) async fn unload() -> ActResult {
-    blocking(|| kexec::unload().map_err(|e| e.to_string()).map(|()| Evidence::Done)).await
+pub(super) async fn unload(shell: &Maintain) -> ActResult {
+    let config = shell.vms.config().clone();
+    blocking(move || {
+        kexec::unload().map_err(|e| e.to_string())?;
+        way_back::forget(&config).map(|()| Evidence::Done)
+    })
+    .await
 }
 
 /// What is to be entered, checked as far as it can be from here.

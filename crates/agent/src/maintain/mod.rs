@@ -18,6 +18,9 @@ mod halt;
 mod kernel;
 mod steps;
 mod time;
+mod way_back;
+
+pub(crate) use way_back::look as look_for_the_way_back;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -73,6 +73,8 @@ stage_modules "$root" "$stable" "$guest" virtio_pci virtio_blk virtio_net virtio
 install -m 755 "$assets/guest/init" "$guest/init"
 mkdir -p "$guest/sbin"
 install -m 755 "$assets/guest/shutdown" "$guest/sbin/shutdown"
+# The guest agent calls it after it set the time.
+ln -s /bin/busybox "$guest/sbin/hwclock"
 pack_cpio "$guest" "$out/guest-small.initrd"
 rm -rf "$guest"
 
