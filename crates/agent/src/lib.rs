@@ -144,6 +144,8 @@ pub async fn run(config_path: &Path) -> Result<(), AgentError> {
     tokio::spawn(async move {
         ask.vmms().await;
     });
+    let run_dir = vms.config().run_dir.clone();
+    tokio::spawn(async move { vms::console::keep_bounded(&run_dir).await });
     vms.recover().await?;
     let maintain = Maintain::open(Arc::clone(&vms))?;
     maintain.recover().await?;

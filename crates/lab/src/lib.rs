@@ -26,6 +26,7 @@
 //! | [`qmp`] | the little of QMP the lab needs |
 //! | [`process`] | detached processes, found again for certain |
 //! | [`command`] | outside commands with time limits and errors that tell |
+//! | [`fault`] | defects of the emulator, told from failures of Fermata |
 //! | [`paths`] | where everything lies |
 //! | [`network`] | the switch between hosts |
 //! | [`swaps`] | VMMs that change under guests which notice everything |
@@ -35,6 +36,7 @@
 pub mod artifact;
 pub mod command;
 mod debian;
+pub mod fault;
 pub mod guest;
 pub mod guests;
 pub mod host;

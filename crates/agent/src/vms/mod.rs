@@ -18,6 +18,7 @@
 
 mod carry;
 mod check;
+pub(crate) mod console;
 mod cpu;
 mod error;
 mod live;

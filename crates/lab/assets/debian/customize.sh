@@ -5,10 +5,10 @@ set -eu
 root=$1 out=$2 assets=$3
 . "$assets/recipe.sh"
 
-ln -sf vmlinuz-* "$root/boot/vmlinuz"
-ln -sf initrd.img-* "$root/boot/initrd.img"
 release=$(basename "$root"/boot/vmlinuz-*)
 release=${release#vmlinuz-}
+ln -sf "vmlinuz-$release" "$root/boot/vmlinuz"
+ln -sf "initrd.img-$release" "$root/boot/initrd.img"
 # The usual initramfs, with the few drivers that a guest of this project needs: a general one takes an emulated CPU a minute.
 printf 'MODULES=list\nCOMPRESS=lz4\nRESUME=none\n' >"$root/etc/initramfs-tools/conf.d/fermata-lab"
 printf 'virtio_pci\nvirtio_blk\next4\n' >"$root/etc/initramfs-tools/modules"
