@@ -106,6 +106,18 @@ enum Part {
 }
 
 fn main() -> ExitCode {
+    // Virtual hosts are processes of their own: ended by Ctrl-C only if somebody passes it on.
+    let passed_on = ctrlc::set_handler(|| {
+        eprintln!("interrupted; taking down what this command started");
+        if let Err(error) = fermata_lab::Lab::down_all_of_this_process() {
+            eprintln!("error: {error:#}; `cargo xtask lab down --all` tries again");
+        }
+        // 128 + SIGINT, as shells have it.
+        std::process::exit(130);
+    });
+    if let Err(error) = passed_on {
+        eprintln!("warning: Ctrl-C will not take virtual hosts down: {error}");
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -206,7 +206,13 @@ impl Host {
     #[must_use]
     pub fn console_tail(&self, lines: usize) -> String {
         let text = command::tail(&fs::read(self.console_log()).unwrap_or_default(), lines);
-        format!("--- console of {} ({}) ---\n{text}", self.name, self.console_log().display())
+        let end = if self.is_running() {
+            String::new()
+        } else {
+            let words = command::tail(&fs::read(self.folder.join("qemu.err")).unwrap_or_default(), lines);
+            format!("\n--- its QEMU has ended; its last words ---\n{words}")
+        };
+        format!("--- console of {} ({}) ---\n{text}{end}", self.name, self.console_log().display())
     }
 
     /// Log of the serial console, of all boots.

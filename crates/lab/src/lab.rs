@@ -152,6 +152,21 @@ impl Lab {
         Ok(())
     }
 
+    /// Takes down the labs of this process that it did not [keep](Self::keep): what Ctrl-C asks for.
+    ///
+    /// # Errors
+    /// As [`Self::down`].
+    pub fn down_all_of_this_process() -> Result<()> {
+        let me = Process::of(std::process::id())?;
+        for name in Self::names()? {
+            match load(&name) {
+                Ok(state) if state.owner == me && !state.kept => tear_down(&state)?,
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Takes it down.
     ///
     /// # Errors
@@ -201,6 +216,7 @@ impl Lab {
         let sockets = self.state.sockets.clone();
         let pid_file = folder.join("pid");
         let machine = Machine {
+            emulator: image.file("outer"),
             lab: &spec.name,
             name: &name,
             number,
@@ -210,13 +226,19 @@ impl Lab {
             payload,
             guests,
             log: folder.join("console.log"),
+            words: folder.join("qemu.log"),
             pid_file: pid_file.clone(),
             sockets: &sockets,
         };
         let mut qemu = machine.command(Acceleration::detect());
-        qemu.stdin(Stdio::null());
-        // QEMU goes to the background once its devices are ready; what it says before is the error.
-        command::succeed(&mut qemu, Duration::from_secs(60)).context("start a virtual host")?;
+        // QEMU goes to the background once its devices are ready; what it says before is the error, later the cause of its end.
+        let words = folder.join("qemu.err");
+        qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&words)?);
+        let mut starter = qemu.spawn().context("start a virtual host")?;
+        let ended = command::wait(&mut starter, Duration::from_secs(60))?;
+        if !ended.is_some_and(|status| status.success()) {
+            bail!("a virtual host did not start ({ended:?}):\n{}", fs::read_to_string(&words).unwrap_or_default());
+        }
         let process = Process::of_pid_file(&pid_file)?;
         self.state.hosts.push(Host {
             lab: spec.name.clone(),

@@ -1,4 +1,4 @@
-//! The QEMU command line of a virtual host, for any outer QEMU from 7.2 on.
+//! The QEMU command line of a virtual host.
 
 use std::{
     fs,
@@ -11,6 +11,8 @@ use crate::{network, spec::HostSpec};
 /// What a machine is made of.
 #[derive(Debug)]
 pub struct Machine<'a> {
+    /// Folder of the QEMU that runs it, with its libraries and data (`outer` of the image).
+    pub emulator: PathBuf,
     /// Name of the lab.
     pub lab: &'a str,
     /// Name of the host.
@@ -29,6 +31,8 @@ pub struct Machine<'a> {
     pub guests: PathBuf,
     /// Log of the serial console.
     pub log: PathBuf,
+    /// Where QEMU writes what it has to say about itself.
+    pub words: PathBuf,
     /// Where QEMU writes its process id.
     pub pid_file: PathBuf,
     /// Folder of the sockets.
@@ -87,7 +91,7 @@ impl Machine<'_> {
     /// Its command line.
     #[must_use]
     pub fn command(&self, acceleration: Acceleration) -> Command {
-        let mut qemu = Command::new("qemu-system-x86_64");
+        let mut qemu = emulator(&self.emulator);
         let socket = |kind: &str| self.sockets.join(format!("{}.{kind}", self.name)).display().to_string();
         let clock = match acceleration {
             Acceleration::Kvm => {
@@ -141,11 +145,25 @@ impl Machine<'_> {
                 "-device",
                 &format!("virtio-net-pci,netdev=private,romfile=,mac=52:54:00:4c:41:{:02x}", self.number),
             ])
+            // With a log of its own, QEMU keeps its standard error in the background: what it says when it dies.
             .arg("-daemonize")
+            .arg("-D")
+            .arg(&self.words)
             .arg("-pidfile")
             .arg(&self.pid_file);
         qemu
     }
+}
+
+/// QEMU of the image by its own loader and libraries: the same version on every machine, whatever that has installed.
+fn emulator(folder: &Path) -> Command {
+    let mut qemu = Command::new(folder.join("lib/ld-linux-x86-64.so.2"));
+    qemu.arg("--library-path").arg(folder.join("lib")).arg(folder.join("qemu-system-x86_64"));
+    qemu.env("QEMU_MODULE_DIR", folder.join("modules"));
+    for data in ["share/qemu", "share/seabios"] {
+        qemu.arg("-L").arg(folder.join(data));
+    }
+    qemu
 }
 
 fn disk(qemu: &mut Command, name: &str, file: &Path, format: &str) {

@@ -8,7 +8,6 @@ use crate::{command, progress::Step};
 
 /// A program and the Debian package that brings it.
 const PROGRAMS: &[(&str, &str)] = &[
-    ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
     ("mmdebstrap", "mmdebstrap"),
     ("mkfs.ext4", "e2fsprogs"),

@@ -1,4 +1,4 @@
-//! A real Debian in a VM: both firmwares boot it, and its services find what they need.
+//! A real Debian in a VM: it boots, its services find what they need, and it shuts down when asked.
 
 use std::time::{Duration, Instant};
 
@@ -22,13 +22,15 @@ mac = "52:54:00:00:00:{last:02x}"
 }
 
 #[test]
-fn debian_boots_by_bios_and_by_uefi() {
+fn debian_boots_by_bios_and_shuts_down_when_asked() {
     let mut lab = LabSpec::for_test("debian", 1);
     lab.debian_guest = true;
     let lab = Lab::up(&lab).unwrap();
     let host = lab.host(1);
     host.wait_agent_ready(Duration::from_secs(60)).unwrap();
-    let firmwares = [("bios", 14), ("uefi", 15)];
+    // UEFI is shown by `vmm/tests/real` under plain emulation: its interrupt handlers write CR8, which takes an emulator of
+    // SVM down (QEMU 7.2, 10.0 and 11.1: `tcg_handle_interrupt: assertion failed: (bql_locked())`).
+    let firmwares = [("bios", 14)];
     let began = Instant::now();
     for (firmware, last) in firmwares {
         let overlay = "qemu-img create -q -f qcow2 -F qcow2 -b /var/lib/fermata-lab/images/debian/disk.qcow2";

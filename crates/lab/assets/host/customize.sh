@@ -39,6 +39,16 @@ mv "$root/lab-vmm/usr/lib/x86_64-linux-gnu/qemu" "$root/opt/lib/x86_64-linux-gnu
 rm -rf "$root/lab-vmm" "$debs"
 echo "$stable_vmm $newer_vmm" >"$out/vmms"
 
+# The same QEMU, with all it needs, to run virtual hosts with on the outside: before 8.1 an emulated CPU may run code that another
+# one has just rewritten, and a kernel that patches itself dies of it ("Oops: int3").
+outer=$out/outer
+mkdir -p "$outer/lib" "$outer/share"
+cp "$root/usr/bin/qemu-system-x86_64" "$outer/"
+chroot "$root" ldd /usr/bin/qemu-system-x86_64 | sed -n 's,.* => \(/[^ ]*\) .*,\1,p; s,^\t\(/lib[^ ]*\) .*,\1,p' | sort -u |
+    while read -r library; do cp -L "$root$library" "$outer/lib/"; done
+cp -rL "$root/usr/share/qemu" "$root/usr/share/seabios" "$outer/share/"
+cp -r "$root/usr/lib/x86_64-linux-gnu/qemu" "$outer/modules"
+
 : >"$out/kernels"
 for release in "$stable" "$newer"; do
     modules=$root/usr/lib/modules/$release
