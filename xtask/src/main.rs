@@ -34,14 +34,17 @@ enum Task {
     },
     /// Build the host image and the guests' disk, if they are not there yet.
     Image,
-    /// Run all tests but those of `test-hosts`; installs what they need first.
+    /// Run all tests, with the everyday ones of `test-hosts`; installs what they need first.
     Test {
         /// Words for `cargo test`, after `--`.
         #[arg(last = true)]
         words: Vec<String>,
     },
-    /// Run the tests that bring virtual hosts up: five minutes, on a machine with nothing else to do.
-    TestHosts,
+    /// Run all tests that bring virtual hosts up, or those named; on a machine with nothing else to do.
+    TestHosts {
+        /// Files of `crates/lab/tests`, without `.rs`.
+        names: Vec<String>,
+    },
     /// Measure something, beside a peer or a floor.
     #[command(subcommand)]
     Bench(Bench),
@@ -133,7 +136,7 @@ fn run() -> Result<()> {
         Task::Lab(command) => lab::run(command),
         Task::Demo { keep } => demo::run(keep),
         Task::Image => checks::image(),
-        Task::TestHosts => checks::test_hosts(),
+        Task::TestHosts { names } => checks::test_hosts(&names),
         Task::Test { words } => {
             checks::test(&words)?;
             // Words choose among the workspace's tests; the clients are part of everything.

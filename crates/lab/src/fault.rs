@@ -60,7 +60,9 @@ mod tests {
     #[test]
     fn only_the_emulators_own_faults_are_excused() {
         assert!(find("[   57.3] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI").is_some());
-        assert!(find("ERROR:accel/tcg/tcg-accel-ops.c:95:tcg_handle_interrupt: assertion failed: (bql_locked())").is_some());
+        assert!(
+            find("ERROR:accel/tcg/tcg-accel-ops.c:95:tcg_handle_interrupt: assertion failed: (bql_locked())").is_some()
+        );
         assert!(find("Kernel panic - not syncing: Fatal exception in interrupt").is_none());
         assert!(find("BUG: kernel NULL pointer dereference").is_none());
     }

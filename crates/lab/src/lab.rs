@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    artifact, command, guests,
+    artifact, command, fault, guests,
     host::{BOOT, Host},
     image::Image,
     machine::{Acceleration, Machine},
@@ -286,6 +286,7 @@ fn tear_down(state: &State) -> Result<()> {
     for host in &state.hosts {
         host.forget_connections();
         host.process.kill()?;
+        fault::look(&host.folder);
     }
     if let Some(switch) = state.switch {
         switch.kill()?;
