@@ -183,9 +183,15 @@ impl Link {
     /// Sends what is told to `to`, until its receiver is dropped. After every connection, gates that are open are told
     /// again, so nothing that happened in between is missed; receivers take repetitions.
     pub async fn listen(&self, to: mpsc::UnboundedSender<Told>) {
+        let mut said = None;
         while !to.is_closed() {
             if let Err(error) = self.hear(&to).await {
-                tracing::info!(%error, "news of the metadata service stopped; connecting again");
+                // Said once, not twenty times a second for as long as it lasts.
+                let words = error.to_string();
+                if said.as_ref() != Some(&words) {
+                    tracing::info!(%error, "news of the metadata service stopped; connecting again");
+                }
+                said = Some(words);
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -74,16 +74,19 @@ pub fn ending(state: &State) -> Ending {
 pub fn became(job: &JobId, name: &VmName, vm: &VmState) -> Vec<Input> {
     let pause = vm.pauses.iter().max().map(|pause| millis(*pause));
     let runs_again = |paused_ms| Input::RunsAgain { job: job.clone(), vm: name.clone(), paused_ms };
-    let resumed = || Input::Resumed { job: job.clone(), vm: name.clone(), paused_ms: pause.unwrap_or(0) };
     match &vm.phase {
         // Told that it would be paused, and then not paused.
         VmPhase::Untouched => vec![runs_again(None)],
-        VmPhase::Resumed => match step(vm.clock.as_ref()) {
-            Some(clock_step_ms) => {
-                vec![resumed(), Input::ClockVerified { job: job.clone(), vm: name.clone(), clock_step_ms }]
-            }
-            None => vec![resumed(), runs_again(pause)],
-        },
+        VmPhase::Resumed => {
+            // Without a time stamp of its resumption the pause was not measured, and none is made up.
+            let Some(paused_ms) = pause else { return vec![runs_again(None)] };
+            let resumed = Input::Resumed { job: job.clone(), vm: name.clone(), paused_ms };
+            let clock = step(vm.clock.as_ref()).map(|clock_step_ms| {
+                let (job, vm) = (job.clone(), name.clone());
+                Input::ClockVerified { job, vm, clock_step_ms }
+            });
+            vec![resumed, clock.unwrap_or_else(|| runs_again(pause))]
+        }
         VmPhase::Restarted { .. } => vec![runs_again(None)],
         VmPhase::Pausing { .. }
         | VmPhase::Paused { .. }
