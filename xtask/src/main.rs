@@ -2,6 +2,7 @@
 
 mod checks;
 mod demo;
+mod fleet;
 mod imds;
 mod lab;
 
@@ -62,6 +63,15 @@ enum Task {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Run rollouts in a hostile world: messages lost, doubled and late, crashes, partitions, wrong clocks.
+    Sim {
+        /// How many campaigns.
+        #[arg(long, default_value_t = 10_000)]
+        campaigns: u64,
+        /// The first seed; a failure names the seed that replays it.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Run public clients of the metadata service, and its tests with real frames.
     Clients,
     /// Check licences, bans and sources of dependencies.
@@ -70,6 +80,8 @@ enum Task {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// Time, memory and quality of plans for fleets of up to 100,000 hosts.
+    Planner,
     /// The metadata service, beside nginx: `target/bench/imds.json`.
     Imds {
         /// Seconds per run.
@@ -150,6 +162,8 @@ fn run() -> Result<()> {
             let one = step.as_deref().map(|step| [step]);
             faults::run(one.as_ref().map_or(steps, |one| one), all, Duration::from_secs(minutes * 60))
         }
+        Task::Bench(Bench::Planner) => fleet::bench(),
+        Task::Sim { campaigns, seed } => fleet::sim(campaigns, seed),
         Task::Fuzz { what: Part::Imds, inputs, seed } => imds::fuzz(inputs, seed),
         Task::Clients => imds::clients(),
         Task::Deny => checks::deny(),

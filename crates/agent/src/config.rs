@@ -45,6 +45,9 @@ pub struct Config {
     /// Where VMs' memory comes from.
     #[serde(default)]
     pub vault: VaultConfig,
+    /// The fleet that the host belongs to.
+    #[serde(default)]
+    pub fleet: crate::fleet::FleetConfig,
     /// Bridges for VMs' NICs.
     #[serde(default, rename = "bridge")]
     pub bridges: Vec<BridgeConfig>,
@@ -189,6 +192,12 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
+    /// There is no configuration, and no VMM either.
+    #[error("no QEMU is installed (looked for {looked}); install one, or write a configuration that names one")]
+    NoneInstalled {
+        /// Where it was looked for.
+        looked: String,
+    },
     /// Not TOML, an unknown field or a bad value.
     #[error("configuration {path}: {source}")]
     Syntax {
@@ -274,6 +283,26 @@ impl Config {
         Ok(config)
     }
 
+    /// A configuration for a host that has none: the VMM that is installed, everything else as usual.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoneInstalled`].
+    pub async fn of_this_host() -> Result<Self, ConfigError> {
+        let mut looked = Vec::new();
+        for binary in INSTALLED.map(PathBuf::from) {
+            let output = tokio::process::Command::new(&binary).arg("--version").output().await;
+            let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+            match version_said(&text) {
+                Some(version) => {
+                    let text = format!("[vmm.\"{version}\"]\nbinary = \"{}\"\n", binary.display());
+                    return Self::parse(&text, Path::new("(none)"));
+                }
+                None => looked.push(binary.display().to_string()),
+            }
+        }
+        Err(ConfigError::NoneInstalled { looked: looked.join(", ") })
+    }
+
     /// The VMM that new VMs start on.
     #[must_use]
     pub fn default_vmm(&self) -> VmmVersion {
@@ -310,6 +339,17 @@ fn default_control() -> PathBuf {
 
 const fn default_lead_ms() -> u64 {
     5_000
+}
+
+/// Where distributions put QEMU.
+const INSTALLED: [&str; 3] =
+    ["/usr/bin/qemu-system-x86_64", "/usr/local/bin/qemu-system-x86_64", "/usr/libexec/qemu-kvm"];
+
+/// `QEMU emulator version 10.0.2 (...)` says 10.0.
+fn version_said(text: &str) -> Option<VmmVersion> {
+    let number = text.split_whitespace().skip_while(|word| *word != "version").nth(1)?;
+    let mut parts = number.split('.');
+    format!("{}.{}", parts.next()?, parts.next()?).parse().ok()
 }
 
 fn default_state_dir() -> PathBuf {
@@ -358,6 +398,21 @@ mod tests {
     fn the_default_vmm_is_the_newest_unless_named() {
         assert_eq!(parse("").unwrap().default_vmm().to_string(), "11.1");
         assert_eq!(parse("default_vmm = \"10.0\"").unwrap().default_vmm().to_string(), "10.0");
+    }
+
+    #[test]
+    fn a_vmm_is_known_by_what_it_says() {
+        let said = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright (c) 2003-2025";
+        assert_eq!(version_said(said).unwrap().to_string(), "10.0");
+        assert!(version_said("command not found").is_none());
+    }
+
+    #[test]
+    fn a_host_of_a_fleet_names_its_controller() {
+        let config = parse("[fleet]\ncontroller = \"10.0.0.1:7440\"\nrack = \"r1\"\nfault_domain = 1\n").unwrap();
+        assert_eq!(config.fleet.controller.as_deref(), Some("10.0.0.1:7440"));
+        assert!(parse("[fleet]\nfault_domain = 9\n").is_err());
+        assert!(parse("").unwrap().fleet.controller.is_none());
     }
 
     #[test]

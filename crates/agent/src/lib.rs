@@ -7,6 +7,7 @@
 //! | [`vms`] | every operation on VMs |
 //! | [`events`] | what guests are told, by the metadata service |
 //! | [`maintain`] | updates under running VMs |
+//! | [`fleet`] | orders of a controller, and reports to it |
 //! | [`units`] | systemd's transient units |
 //! | [`links`] | bridges and taps |
 //! | [`setup`] | a host made ready for changes of its kernel |
@@ -19,6 +20,7 @@ pub mod api;
 pub mod client;
 pub mod config;
 pub mod events;
+pub mod fleet;
 pub mod host;
 pub mod inventory;
 pub mod links;
@@ -79,6 +81,9 @@ pub enum AgentError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The name by which the controller is to know this host.
+    #[error(transparent)]
+    Fleet(#[from] fleet::FleetError),
     /// Somebody else is in charge.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -98,7 +103,14 @@ pub enum AgentError {
 /// # Errors
 /// [`AgentError`] when it cannot start, or its socket breaks.
 pub async fn run(config_path: &Path) -> Result<(), AgentError> {
-    let config = Config::read(config_path)?;
+    run_with(Config::read(config_path)?).await
+}
+
+/// The same with a configuration that is read already.
+///
+/// # Errors
+/// [`AgentError`].
+pub async fn run_with(config: Config) -> Result<(), AgentError> {
     for dir in [&config.state_dir, &config.run_dir] {
         fs::create_dir_all(dir).map_err(|source| AgentError::Io { path: dir.clone(), source })?;
     }
@@ -151,6 +163,7 @@ pub async fn run(config_path: &Path) -> Result<(), AgentError> {
     maintain.recover().await?;
     tokio::spawn(Arc::clone(&maintain).run_events());
     vms.mark_boot()?;
+    let _member = fleet::join_in(&vms, &maintain)?;
     // Under systemd this says that the agent is ready; elsewhere nobody listens.
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
     tracing::info!(socket = %socket.display(), "ready");

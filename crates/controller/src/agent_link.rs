@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +15,17 @@ use std::time::Duration;
 use fermata_model::HostName;
 use jiff::Timestamp;
 
-use crate::client::{Client, ClientError};
+mod line;
+
+pub use line::{Line, is_joined, join};
+
+use crate::client::ClientError;
 use crate::gate::{Do, OrderGate, missing_approvals};
+use crate::health::HealthGate;
 use crate::order::{Generation, Order, Outcome, Scope, UpdateRef};
-use crate::pki::{self, Credentials, PkiError, Trust};
+use crate::pki::PkiError;
 use crate::rollout::VmTrouble;
-use crate::wire::{Answer, Elsewhere, HostReport, JoinRequest, Joined, Poll, PollReply, Question};
+use crate::wire::{Answer, Elsewhere, HostReport, Poll, PollReply, Question, VisitProgress};
 
 /// A future of a host's work.
 pub type Work<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -29,8 +35,8 @@ pub trait HostWork: Send + Sync + 'static {
     /// The host and its VMs as they are now.
     fn host(&self) -> Work<'_, HostReport>;
 
-    /// Whether the updates could be done right now; else the reason.
-    fn preflight<'a>(&'a self, updates: &'a [UpdateRef]) -> Work<'a, Result<(), String>>;
+    /// Whether the updates could be done right now, and whether the VMs pass the gates as it is; else the reason.
+    fn preflight<'a>(&'a self, updates: &'a [UpdateRef], gates: &'a [HealthGate]) -> Work<'a, Result<(), String>>;
 
     /// Tells the guests of this host.
     fn announce<'a>(&'a self, order: &'a Order, not_before: Timestamp) -> Work<'a, ()>;
@@ -51,7 +57,10 @@ pub trait HostWork: Send + Sync + 'static {
     fn outcome(&self, generation: Generation) -> Work<'_, Option<Outcome>>;
 
     /// VMs that do not pass their health gates.
-    fn health(&self) -> Work<'_, Vec<VmTrouble>>;
+    fn health<'a>(&'a self, gates: &'a [HealthGate]) -> Work<'a, Vec<VmTrouble>>;
+
+    /// What the newest visit has come to so far, and what was measured in it.
+    fn progress(&self) -> Work<'_, Option<VisitProgress>>;
 }
 
 /// Why the link does not work.
@@ -93,7 +102,7 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> LinkError {
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), LinkError> {
     let fresh = path.with_extension("new");
     let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&fresh)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&fresh, path)?;
@@ -136,62 +145,13 @@ impl Journal {
     }
 }
 
-/// Joins a host to a controller: after this, [`connect`] works. The key never leaves the host.
-///
-/// # Errors
-/// [`LinkError`] with the controller's reason.
-pub async fn join(folder: &Path, address: &str, host: &HostName, token: &str) -> Result<(), LinkError> {
-    let token: crate::identity::JoinToken = token.parse()?;
-    let (key, request) = pki::request()?;
-    let client = Client::new(address, &Trust::Fingerprint(token.ca), None, None)?;
-    let request = JoinRequest { secret: token.secret, host: host.clone(), request };
-    let joined: Joined = client.post("/v1/join", &request).await?;
-    keep(folder, &key, &joined)
-}
-
-fn keep(folder: &Path, key: &str, joined: &Joined) -> Result<(), LinkError> {
-    fs::create_dir_all(folder).map_err(io(folder))?;
-    replace(&folder.join("controller-ca.pem"), joined.ca.as_bytes())?;
-    // Key and certificate in one file: a crash between two files would leave a pair that does not match.
-    let credentials = serde_json::json!({ "key": key, "certificate": joined.certificate });
-    let path = folder.join("credentials.json");
-    replace(&path, credentials.to_string().as_bytes())?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    fs::set_permissions(&path, mode).map_err(io(&path))
-}
-
-/// A client with the credentials that [`join`] left.
-///
-/// # Errors
-/// [`LinkError`].
-pub fn connect(folder: &Path, address: &str) -> Result<Client, LinkError> {
-    let path = folder.join("credentials.json");
-    let bytes = fs::read(&path).map_err(io(&path))?;
-    let damaged = || LinkError::Damaged { path: path.clone(), reason: "not credentials".to_owned() };
-    let value: BTreeMap<String, String> = serde_json::from_slice(&bytes).map_err(|_| damaged())?;
-    let field = |name: &str| value.get(name).cloned().ok_or_else(damaged);
-    let credentials = Credentials { certificate: field("certificate")?, key: field("key")? };
-    let ca = folder.join("controller-ca.pem");
-    let trust = Trust::Ca(fs::read_to_string(&ca).map_err(io(&ca))?);
-    Ok(Client::new(address, &trust, Some(&credentials), None)?)
-}
-
-/// Gets a fresh certificate with the old one.
-///
-/// # Errors
-/// [`LinkError`].
-pub async fn renew(folder: &Path, client: &Client) -> Result<(), LinkError> {
-    let (key, request) = pki::request()?;
-    let joined: Joined = client.post_text("/v1/agent/renew", request).await?;
-    keep(folder, &key, &joined)
-}
-
 /// The link of one host.
 pub struct Link {
     gate: OrderGate,
     journal: Journal,
     work: Arc<dyn HostWork>,
     reported: Option<HostReport>,
+    told: Option<VisitProgress>,
     answers: Vec<Answer>,
     known: Option<Order>,
     elsewhere: Vec<Elsewhere>,
@@ -217,6 +177,7 @@ impl Link {
             journal,
             work,
             reported: None,
+            told: None,
             answers: Vec::new(),
             known: None,
             elsewhere: Vec::new(),
@@ -264,12 +225,14 @@ impl Link {
     pub async fn poll(&mut self, now: Timestamp, wait: Duration) -> Poll {
         let host = self.work.host().await;
         let host = (self.reported.as_ref() != Some(&host)).then_some(host);
+        let visit = self.work.progress().await.filter(|visit| self.told.as_ref() != Some(visit));
         Poll {
             clock: now,
             report: self.gate.report(),
             host,
             answers: self.answers.clone(),
             approvals: self.approvals.clone(),
+            visit,
             known: self.known.clone(),
             wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
         }
@@ -287,6 +250,9 @@ impl Link {
         }
         if let Some(host) = said.host {
             self.reported = Some(host);
+        }
+        if let Some(visit) = said.visit {
+            self.told = Some(visit);
         }
         if let Some(order) = &reply.order {
             match self.gate.order(order, now) {
@@ -310,11 +276,13 @@ impl Link {
         }
         for question in reply.questions {
             let answer = match question {
-                Question::Preflight { rollout, asked, updates } => {
-                    let refusal = self.work.preflight(&updates).await.err();
+                Question::Preflight { rollout, asked, updates, gates } => {
+                    let refusal = self.work.preflight(&updates, &gates).await.err();
                     Answer::Preflight { rollout, asked, refusal }
                 }
-                Question::Health { rollout } => Answer::Health { rollout, unhealthy: self.work.health().await },
+                Question::Health { rollout, gates } => {
+                    Answer::Health { rollout, unhealthy: self.work.health(&gates).await }
+                }
             };
             self.answers.push(answer);
         }
@@ -329,19 +297,43 @@ const CALM: Duration = Duration::from_secs(5);
 /// The pause after a controller that could not be reached.
 const AWAY: Duration = Duration::from_secs(2);
 
+/// How often the line looks whether its certificate runs out.
+const RENEWAL: Duration = Duration::from_secs(60);
+
 /// Runs the link until the process ends. The controller may come and go.
 ///
 /// # Errors
 /// [`LinkError`] of the journal, and of nothing else: the host must not act on what it cannot remember.
-pub async fn run(client: &Client, mut link: Link) -> Result<(), LinkError> {
+pub async fn run(line: &Line, mut link: Link) -> Result<std::convert::Infallible, LinkError> {
+    let mut away = 0u32;
+    let mut look = tokio::time::Instant::now();
     loop {
+        if tokio::time::Instant::now() >= look {
+            let pause = match line.renew_if_due(Timestamp::now()).await {
+                Ok(_) => RENEWAL.min(line.patience()),
+                Err(error) => {
+                    tracing::warn!(%error, "the certificate could not be renewed; the next try is in a minute");
+                    RENEWAL
+                }
+            };
+            look = tokio::time::Instant::now() + pause;
+        }
         link.turn(Timestamp::now()).await?;
         let wait = if link.busy() || !link.elsewhere.is_empty() { BUSY } else { CALM };
         let poll = link.poll(Timestamp::now(), if link.answers.is_empty() { wait } else { Duration::ZERO }).await;
-        match client.post::<PollReply>("/v1/agent/poll", &poll).await {
-            Ok(reply) => link.hear(poll, reply, Timestamp::now()).await?,
+        match line.client().post::<PollReply>("/v1/agent/poll", &poll).await {
+            Ok(reply) => {
+                if away > 0 {
+                    tracing::info!(tries = away, "the controller is back");
+                }
+                away = 0;
+                link.hear(poll, reply, Timestamp::now()).await?;
+            }
             Err(error) => {
-                tracing::warn!(%error, "the controller is away; what was begun goes on");
+                if away == 0 {
+                    tracing::warn!(%error, "the controller is away; what was begun goes on");
+                }
+                away = away.saturating_add(1);
                 tokio::time::sleep(if link.busy() { BUSY } else { AWAY }).await;
             }
         }

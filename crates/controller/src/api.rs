@@ -1,6 +1,8 @@
 //! The HTTP/JSON API: one table of routes, one check of who may use them.
 
 mod routes;
+mod samples;
+mod schema;
 mod serve;
 
 use std::sync::Arc;
@@ -21,7 +23,8 @@ use crate::order::RolloutId;
 use crate::records::decode;
 use crate::rollout::{Author, Input};
 use crate::service::{Controller, ServiceError};
-use crate::wire::{Command, JoinRequest, NewJoin, NewRollout, NewToken, Poll, Problem};
+use crate::wire::{AlignmentView, CheckView, Conflicts, Revoked, RolloutView};
+use crate::wire::{Command, JoinRequest, NewCertificate, NewJoin, NewRollout, NewToken, Poll, Problem};
 
 /// The fingerprint of the certificate that a connection showed, if any.
 #[derive(Debug, Clone, Default)]
@@ -148,9 +151,28 @@ async fn new_token(State(controller): Service, Json(new): Json<NewToken>) -> Ans
     Ok(Json(controller.new_token(&new).await?))
 }
 
-async fn revoke(State(controller): Service, Json(who): Json<Identity>) -> Answer<serde_json::Value> {
-    let revoked = controller.revoke(&who).await?;
-    Ok(Json(serde_json::json!({ "revoked": revoked })))
+async fn new_certificate(State(controller): Service, Json(new): Json<NewCertificate>) -> Answer<crate::wire::Joined> {
+    Ok(Json(controller.new_certificate(&new).await?))
+}
+
+async fn keep_update(State(controller): Service, text: String) -> Answer<crate::wire::KeptUpdate> {
+    Ok(Json(controller.keep_update(&text).await?))
+}
+
+async fn update(State(controller): Service, Path(digest): Path<String>) -> Answer<String> {
+    Ok(Json(controller.update(&digest).await?))
+}
+
+async fn alarms(State(controller): Service) -> Result<Response, ServiceError> {
+    Ok(Json(controller.alarms().await?).into_response())
+}
+
+async fn measured(State(controller): Service, Path(id): Path<RolloutId>) -> Result<Response, ServiceError> {
+    Ok(Json(controller.measured(&id).await?).into_response())
+}
+
+async fn revoke(State(controller): Service, Json(who): Json<Identity>) -> Answer<Revoked> {
+    Ok(Json(Revoked { revoked: controller.revoke(&who).await? }))
 }
 
 async fn hosts(State(controller): Service) -> Result<Response, ServiceError> {
@@ -179,22 +201,18 @@ async fn new_set(State(controller): Service, Json(set): Json<fermata_planner::Se
     Ok(Json(controller.new_set(&set).await?))
 }
 
-async fn import(
-    State(controller): Service,
-    Json(fleet): Json<fermata_planner::FleetSpec>,
-) -> Answer<serde_json::Value> {
-    let conflicts = controller.import(fleet).await?;
-    Ok(Json(serde_json::json!({ "self_conflicts": conflicts })))
+async fn import(State(controller): Service, Json(fleet): Json<fermata_planner::FleetSpec>) -> Answer<Conflicts> {
+    Ok(Json(Conflicts { self_conflicts: controller.import(fleet).await? }))
 }
 
-async fn alignment(State(controller): Service) -> Answer<serde_json::Value> {
+async fn alignment(State(controller): Service) -> Answer<AlignmentView> {
     let fleet = controller.fleet().await?;
-    let conflicts: Vec<String> = fleet.self_conflicts().iter().map(ToString::to_string).collect();
-    Ok(Json(serde_json::json!({ "alignment": fleet.alignment().score(), "self_conflicts": conflicts })))
+    let self_conflicts = fleet.self_conflicts().iter().map(ToString::to_string).collect();
+    Ok(Json(AlignmentView { alignment: fleet.alignment().score(), self_conflicts }))
 }
 
 async fn rollouts(State(controller): Service) -> Result<Response, ServiceError> {
-    Ok(Json(controller.rollouts().await).into_response())
+    Ok(Json(controller.rollouts().await?).into_response())
 }
 
 async fn plan(
@@ -210,9 +228,9 @@ async fn plan(
     Ok(Json(controller.plan(new).await?).into_response())
 }
 
-async fn rollout(State(controller): Service, Path(id): Path<RolloutId>) -> Answer<serde_json::Value> {
+async fn rollout(State(controller): Service, Path(id): Path<RolloutId>) -> Result<Response, ServiceError> {
     let (definition, state) = controller.state(&id).await?;
-    Ok(Json(serde_json::json!({ "definition": *definition, "state": state })))
+    Ok(Json(RolloutView { definition: &definition, state: &state }).into_response())
 }
 
 #[derive(Deserialize)]
@@ -232,9 +250,9 @@ async fn log(State(controller): Service, Path(id): Path<RolloutId>) -> Result<Re
     Ok(Json(controller.log(&id).await?).into_response())
 }
 
-async fn check(State(controller): Service, Path(id): Path<RolloutId>) -> Answer<serde_json::Value> {
-    let found = controller.check(&id).await?;
-    Ok(Json(serde_json::json!({ "clean": found.is_empty(), "violations": found })))
+async fn check(State(controller): Service, Path(id): Path<RolloutId>) -> Answer<CheckView> {
+    let violations = controller.check(&id).await?;
+    Ok(Json(CheckView { clean: violations.is_empty(), violations }))
 }
 
 async fn command(
@@ -248,7 +266,10 @@ async fn command(
         command.host.clone().ok_or(ServiceError::Bad(text))
     };
     let input = match verb.as_str() {
-        "start" => Input::Start,
+        "start" => {
+            controller.check_plan(&id).await?;
+            Input::Start
+        }
         "pause" => command.host.clone().map_or(Input::Pause, Input::Hold),
         "resume" => command.host.clone().map_or(Input::Resume, Input::Unhold),
         "abort" => Input::Abort,
@@ -258,7 +279,7 @@ async fn command(
             None => Input::ApproveStage,
             Some(host) => controller.approval(&id, host).await?,
         },
-        "merge" => Input::Merge { updates: command.updates.clone(), hosts: command.hosts.clone() },
+        "merge" => controller.merge(&id, &command).await?,
         "give-up" => {
             if !matches!(who, Identity::Operator { role: Role::Admin, .. }) {
                 return Ok(problem(StatusCode::FORBIDDEN, "giving a host up needs the role admin".to_owned()));

@@ -18,8 +18,8 @@ pub use watch::watch;
 
 use crate::client::{Client, ClientError};
 use crate::identity::{Identity, Role};
-use crate::pki::{PkiError, Trust};
-use crate::wire::{HostRecord, NewJoin, NewToken, Secret};
+use crate::pki::{Credentials, PkiError, Trust};
+use crate::wire::{HostRecord, Joined, NewCertificate, NewJoin, NewToken, Secret};
 
 /// How to reach the controller.
 #[derive(Debug, Clone, Args)]
@@ -30,9 +30,12 @@ pub struct Connection {
     /// The certificate of the controller's CA.
     #[arg(long, env = "FERMATA_CA", default_value = "/var/lib/fermata/controller/ca.pem")]
     pub ca: PathBuf,
-    /// Your token.
+    /// Your token; that in `admin.token` beside the CA's certificate when you may read it and say nothing else.
     #[arg(long, env = "FERMATA_TOKEN", hide_env_values = true, default_value = "")]
     pub token: String,
+    /// Your certificate and its key, from `fermata controller operator --write-certificate`, instead of a token.
+    #[arg(long, env = "FERMATA_CERTIFICATE")]
+    pub certificate: Option<PathBuf>,
 }
 
 /// Why a command failed.
@@ -97,8 +100,14 @@ impl Connection {
     /// [`CliError`] when the CA's certificate cannot be read.
     pub fn client(&self) -> Result<Client, CliError> {
         let pem = std::fs::read_to_string(&self.ca).map_err(|source| CliError::Io { path: self.ca.clone(), source })?;
-        let token = (!self.token.is_empty()).then(|| self.token.clone());
-        Ok(Client::new(&self.controller, &Trust::Ca(pem), None, token)?)
+        if let Some(path) = &self.certificate {
+            let text = std::fs::read_to_string(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
+            let credentials = Credentials { certificate: text.clone(), key: text };
+            return Ok(Client::new(&self.controller, &Trust::Ca(pem), Some(&credentials), None)?);
+        }
+        let beside = || std::fs::read_to_string(self.ca.with_file_name(crate::server::ADMIN_TOKEN)).ok();
+        let token = if self.token.is_empty() { beside() } else { Some(self.token.clone()) };
+        Ok(Client::new(&self.controller, &Trust::Ca(pem), None, token.map(|token| token.trim().to_owned()))?)
     }
 }
 
@@ -142,6 +151,9 @@ pub enum ControllerCommand {
         /// What it may do: view, operate or admin.
         #[arg(long, value_parser = role, default_value = "view")]
         role: Role,
+        /// Make a certificate instead of a token, and write it with its key to this file.
+        #[arg(long = "write-certificate", value_name = "FILE")]
+        file: Option<PathBuf>,
     },
     /// Shut a host or an operator out.
     Revoke {
@@ -169,8 +181,9 @@ pub async fn controller(command: ControllerCommand) -> Result<Shown, CliError> {
     match command {
         ControllerCommand::Init { state } => {
             let made = crate::server::init(&state).await?;
+            crate::pki::write(&state.join(crate::server::ADMIN_TOKEN), &format!("{}\n", made.admin_token), 0o600)?;
             let text = format!(
-                "CA: {}\nadministrator's token (shown once): {}\nnext: fermata controller run",
+                "CA: {}\nadministrator's token (kept in admin.token beside it, for root alone): {}\nnext: fermata controller run",
                 made.ca.display(),
                 made.admin_token
             );
@@ -184,7 +197,10 @@ pub async fn controller(command: ControllerCommand) -> Result<Shown, CliError> {
             let new = NewJoin { seconds: Some(seconds), host };
             secret(connection.client()?.post("/v1/joins", &new).await?)
         }
-        ControllerCommand::Operator { connection, name, role } => {
+        ControllerCommand::Operator { connection, name, role, file: Some(path) } => {
+            certificate(&connection.client()?, name, role, path).await
+        }
+        ControllerCommand::Operator { connection, name, role, file: None } => {
             secret(connection.client()?.post("/v1/tokens", &NewToken { name, role }).await?)
         }
         ControllerCommand::Revoke { connection, host, operator } => {
@@ -198,6 +214,15 @@ pub async fn controller(command: ControllerCommand) -> Result<Shown, CliError> {
             Ok(Shown::new(reply, text))
         }
     }
+}
+
+/// Makes a key that never leaves this machine, and has it certified.
+async fn certificate(client: &Client, name: String, role: Role, path: PathBuf) -> Result<Shown, CliError> {
+    let (key, request) = crate::pki::request()?;
+    let joined: Joined = client.post("/v1/certificates", &NewCertificate { name, role, request }).await?;
+    crate::pki::write(&path, &format!("{}{key}", joined.certificate), 0o600)?;
+    let text = format!("{}: use it with --certificate or FERMATA_CERTIFICATE; it lasts 90 days", path.display());
+    Ok(Shown::new(serde_json::json!({ "certificate": path, "renew_at": joined.renew_at }), text))
 }
 
 fn secret(secret: Secret) -> Result<Shown, CliError> {

@@ -13,6 +13,8 @@
 //! | [`service`], [`api`], [`client`], [`wire`] | the controller around the cores, its HTTP API, and who talks to it | no |
 //! | [`agent_link`] | the agent's side of the link | no |
 //! | [`cli`], [`report`] | the operator's commands, and what happened, from the log alone | no |
+//! | [`health`] | which VMs count as healthy | data |
+//! | [`watchdog`] | an independent look at what happened, across rollouts | yes |
 //! | [`pki`], [`identity`] | the controller's own CA, tokens, roles | no |
 //! | [`gate`] | the agent's side: which orders it obeys, and when it may touch a VM (P5) | yes |
 //!
@@ -29,6 +31,7 @@ pub mod api;
 pub mod cli;
 pub mod client;
 pub mod gate;
+pub mod health;
 pub mod identity;
 pub mod lock;
 pub mod order;
@@ -39,4 +42,5 @@ pub mod rollout;
 pub mod server;
 pub mod service;
 pub mod session;
+pub mod watchdog;
 pub mod wire;

@@ -11,6 +11,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -27,6 +28,11 @@ use sha2::{Digest as _, Sha256};
 
 /// Every controller answers to this name, whatever its address: the CA signs nobody else with it.
 pub const SERVER_NAME: &str = "controller.fermata";
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// How long a client's certificate is good, unless told.
+pub const CLIENT_LIFE: Duration = Duration::from_hours(90 * 24);
 
 /// Why certificates do not work.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +79,7 @@ pub struct Authority {
     pem: String,
     der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    client_life: Duration,
 }
 
 /// A key with its certificate, both PEM.
@@ -84,7 +91,7 @@ pub struct Credentials {
     pub key: String,
 }
 
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
+pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
     let io = |source| PkiError::Io { path: path.to_owned(), source };
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path).map_err(io)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
@@ -94,12 +101,12 @@ fn read(path: &Path) -> Result<String, PkiError> {
     fs::read_to_string(path).map_err(|source| PkiError::Io { path: path.to_owned(), source })
 }
 
-fn days(params: &mut CertificateParams, count: i64) {
+fn lasts(params: &mut CertificateParams, life: Duration) {
     let now = std::time::SystemTime::now();
     // An hour back: the other side's clock may be behind ours.
-    let begin = now - std::time::Duration::from_hours(1);
+    let begin = now - Duration::from_hours(1);
     params.not_before = begin.into();
-    params.not_after = (now + std::time::Duration::from_hours(24 * count.unsigned_abs())).into();
+    params.not_after = (now + life).into();
 }
 
 impl Authority {
@@ -117,7 +124,7 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, "Fermata controller CA");
-        days(&mut params, 20 * 365);
+        lasts(&mut params, 20 * 365 * DAY);
         let certificate = params.self_signed(&key)?;
         write(&folder.join("ca.key"), &key.serialize_pem(), 0o600)?;
         write(&folder.join("ca.pem"), &certificate.pem(), 0o644)?;
@@ -133,7 +140,19 @@ impl Authority {
         let key = KeyPair::from_pem(&read(&folder.join("ca.key"))?)?;
         let issuer = Issuer::from_ca_cert_pem(&pem, key)?;
         let der = certificate(&pem)?;
-        Ok(Self { pem, der, issuer })
+        Ok(Self { pem, der, issuer, client_life: CLIENT_LIFE })
+    }
+
+    /// The same, signing for another time than [`CLIENT_LIFE`].
+    #[must_use]
+    pub fn with_client_life(self, client_life: Duration) -> Self {
+        Self { client_life, ..self }
+    }
+
+    /// How long a client's certificate is good.
+    #[must_use]
+    pub const fn client_life(&self) -> Duration {
+        self.client_life
     }
 
     /// The CA's certificate, PEM.
@@ -157,7 +176,7 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        days(&mut params, 90);
+        lasts(&mut params, self.client_life);
         request.params = params;
         let signed = request.signed_by(&self.issuer)?;
         Ok((signed.pem(), fingerprint(signed.der())))
@@ -172,7 +191,7 @@ impl Authority {
         let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, "Fermata controller");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        days(&mut params, 90);
+        lasts(&mut params, 90 * DAY);
         let certificate = params.signed_by(&key, &self.issuer)?;
         let chain = vec![certificate.der().clone(), self.der.clone()];
         let verifier = WebPkiClientVerifier::builder_with_provider(roots(&self.der)?, provider())

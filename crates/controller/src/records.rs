@@ -4,7 +4,13 @@
 //! |---|---|
 //! | `set-lock/SET` | [`crate::lock::SetLock`] |
 //! | `slot/HOST` | [`crate::order::Slot`] |
-//! | `rollout/ID/definition` | [`crate::rollout::Definition`] |
+//! | `definition/ID` | [`crate::rollout::Definition`] |
+//! | `plan/ID` | the [`fermata_planner::Plan`] that a rollout follows |
+//! | `visit/ID/HOST/GENERATION` | [`crate::wire::VisitProgress`]: what a host measured |
+//! | `domain/SET/VM` | the update domain that a VM without one of its own was given, for life |
+//! | `alarm/ID` | [`crate::wire::Alarm`]: what the independent check found |
+//! | `update/DIGEST` | the text of an update file |
+//! | `update-name/NAME` | the digest that an update's name stands for |
 //! | `rollout/ID/log/NUMBER` | [`crate::rollout::Entry`], one key per decision |
 //! | `cordon/HOST` | exists while the host is cordoned |
 
@@ -43,10 +49,61 @@ pub fn cordon_key(host: &HostName) -> String {
     format!("cordon/{host}")
 }
 
+/// What all keys of definitions begin with.
+pub const DEFINITIONS: &str = "definition/";
+
 /// The key of a rollout's definition.
 #[must_use]
 pub fn definition_key(rollout: &RolloutId) -> String {
-    format!("rollout/{rollout}/definition")
+    format!("{DEFINITIONS}{rollout}")
+}
+
+/// The key of a rollout's plan.
+#[must_use]
+pub fn plan_key(rollout: &RolloutId) -> String {
+    format!("plan/{rollout}")
+}
+
+/// What all keys of what hosts measured in a rollout begin with.
+#[must_use]
+pub fn visit_prefix(rollout: &RolloutId) -> String {
+    format!("visit/{rollout}/")
+}
+
+/// The key of what a host measured in a visit; keys sort as generations do.
+#[must_use]
+pub fn visit_key(rollout: &RolloutId, host: &HostName, generation: crate::order::Generation) -> String {
+    format!("visit/{rollout}/{host}/{:020}", generation.0)
+}
+
+/// What all keys of given update domains begin with.
+pub const DOMAINS: &str = "domain/";
+
+/// The key of the update domain that a VM was given.
+#[must_use]
+pub fn domain_key(set: &SetName, vm: &fermata_model::VmName) -> String {
+    format!("{DOMAINS}{set}/{vm}")
+}
+
+/// What all keys of alarms begin with.
+pub const ALARMS: &str = "alarm/";
+
+/// The key of a rollout's alarm.
+#[must_use]
+pub fn alarm_key(rollout: &RolloutId) -> String {
+    format!("{ALARMS}{rollout}")
+}
+
+/// The key of the digest that an update's name stands for.
+#[must_use]
+pub fn update_name_key(name: &str) -> String {
+    format!("update-name/{name}")
+}
+
+/// The key of an update file.
+#[must_use]
+pub fn update_key(digest: &str) -> String {
+    format!("update/{digest}")
 }
 
 /// What all keys of a rollout's log begin with.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::order::{Outcome, Standing};
 use crate::rollout::{Action, Entry, Input};
+use crate::wire::{VisitProgress, VmProgress};
 
 /// One visit as the log tells it; times are by the controller's clock.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +33,9 @@ pub struct VisitReport {
 pub struct RolloutReport {
     /// Visits of a host, in order.
     pub hosts: BTreeMap<HostName, Vec<VisitReport>>,
+    /// What hosts measured in their visits, in order.
+    #[serde(default)]
+    pub measured: BTreeMap<HostName, Vec<VisitProgress>>,
     /// What operators ordered: when, who, what, why.
     pub orders: Vec<(Timestamp, String, String, String)>,
 }
@@ -71,6 +75,26 @@ pub fn of(log: &[Entry]) -> RolloutReport {
     report
 }
 
+impl RolloutReport {
+    /// The report with what hosts measured.
+    #[must_use]
+    pub fn with_measured(self, measured: BTreeMap<HostName, Vec<VisitProgress>>) -> Self {
+        Self { measured, ..self }
+    }
+}
+
+fn milliseconds(us: u64) -> String {
+    format!("{}.{:03} ms", us / 1_000, us % 1_000)
+}
+
+fn vm_line(vm: &VmProgress) -> String {
+    let longest = vm.host_blackouts_us.iter().max().map_or_else(|| "not paused".to_owned(), |us| milliseconds(*us));
+    let guest = vm.guest_blackout_us.map_or_else(String::new, |us| format!(", {} in the guest", milliseconds(us)));
+    let clock = vm.clock.as_ref().map_or_else(String::new, |clock| format!(", clock {clock}"));
+    let forecast = milliseconds(vm.forecast_us);
+    format!("    {:<22} {:<6} blackout {longest}{guest} (forecast {forecast}){clock}, {}", vm.vm, vm.mechanism, vm.end)
+}
+
 impl fmt::Display for RolloutReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |from: Option<Timestamp>, to: Option<Timestamp>| match (from, to) {
@@ -93,6 +117,14 @@ impl fmt::Display for RolloutReport {
                     seconds(visit.begun, visit.ended),
                     seconds(visit.ended, visit.healthy)
                 )?;
+            }
+            for maintenance in self.measured.get(host).into_iter().flatten().flat_map(|visit| &visit.maintenances) {
+                let outcome = maintenance.outcome.as_deref().unwrap_or("under way");
+                writeln!(f, "  {} ({}): {outcome}", maintenance.update, maintenance.id)?;
+                if let Some(trouble) = &maintenance.trouble {
+                    writeln!(f, "    {trouble}")?;
+                }
+                maintenance.vms.iter().try_for_each(|vm| writeln!(f, "{}", vm_line(vm)))?;
             }
         }
         for (at, who, what, why) in &self.orders {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fermata_store::{SqliteStore, Store};
 use tokio::net::TcpListener;
@@ -36,6 +37,9 @@ pub enum ServerError {
     #[error(transparent)]
     Serve(#[from] ServeError),
 }
+
+/// Name of the file in the controller's folder that holds the first administrator's token; only root reads it.
+pub const ADMIN_TOKEN: &str = "admin.token";
 
 /// What `init` made.
 #[derive(Debug, Clone)]
@@ -77,14 +81,22 @@ pub async fn run(folder: &Path, address: &str) -> Result<(), ServerError> {
 /// # Errors
 /// [`ServerError`].
 pub async fn run_on(folder: &Path, listener: TcpListener) -> Result<(), ServerError> {
-    let authority = Authority::load(folder)?;
-    let tls = authority.server()?;
+    run_with(folder, listener, crate::pki::CLIENT_LIFE).await
+}
+
+/// The same with certificates for clients that last for another time than usual.
+///
+/// # Errors
+/// [`ServerError`].
+pub async fn run_with(folder: &Path, listener: TcpListener, certificates: Duration) -> Result<(), ServerError> {
+    let authority = Authority::load(folder)?.with_client_life(certificates);
     let controller = Controller::new(open(folder).await?, authority, "controller".to_owned());
     // What was going on when the last process ended is known before the first agent asks.
     controller.round().await?;
-    let api = api::serve(listener, tls, api::router(Arc::clone(&controller)));
+    let api = api::serve(listener, Arc::clone(&controller), api::router(Arc::clone(&controller)));
     tokio::select! {
         ended = api => Ok(ended?),
-        () = controller.run() => Ok(()),
+        () = Arc::clone(&controller).run() => Ok(()),
+        () = controller.guard() => Ok(()),
     }
 }

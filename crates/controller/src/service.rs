@@ -4,9 +4,12 @@
 //! [`Mail`] until they poll; it is derived from the rollouts' agendas, so losing it loses nothing.
 
 mod agents;
+mod drift;
+mod guard;
 mod inventory;
 mod mail;
 mod rollouts;
+mod updates;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -112,11 +115,12 @@ impl Controller {
         let ids: Vec<RolloutId> = self.sessions.lock().await.keys().cloned().collect();
         let mut asked = BTreeMap::new();
         for id in ids {
-            let needs = {
+            let (needs, gates) = {
                 let mut sessions = self.sessions.lock().await;
                 let Some(session) = sessions.get_mut(&id) else { continue };
                 self.follow(session).await?;
-                session.rollout().agenda(Self::now(), usize::MAX)
+                let rollout = session.rollout();
+                (rollout.agenda(Self::now(), usize::MAX), rollout.definition().rules.gates.clone())
             };
             let begin = self.advised(&id).await?;
             for need in needs {
@@ -124,18 +128,19 @@ impl Controller {
                     Need::Give(Input::AskPreflight(host))
                         if begin.as_ref().is_some_and(|begin| !begin.contains(&host)) => {}
                     Need::Give(input) => {
-                        let author = Author::Controller(self.name.clone());
-                        match self.give(&id, input, author, String::new()).await {
-                            Ok(()) | Err(ServiceError::Refused(_) | ServiceError::Busy) => {}
-                            Err(error) => return Err(error),
-                        }
+                        self.offer(&id, input).await?;
                     }
                     Need::Preflight { host, asked: at } => {
+                        if let Some(reason) = self.drift(&id, &host).await? {
+                            let input = Input::Preflight { host, asked: at, refusal: Some(reason) };
+                            self.offer(&id, input).await?;
+                            continue;
+                        }
                         let question = self.preflight_question(&id, &host, at).await;
                         asked.entry(host).or_insert_with(Vec::new).extend(question);
                     }
                     Need::Health(host) => {
-                        let question = crate::wire::Question::Health { rollout: id.clone() };
+                        let question = crate::wire::Question::Health { rollout: id.clone(), gates: gates.clone() };
                         asked.entry(host).or_default().push(question);
                     }
                 }
@@ -143,6 +148,14 @@ impl Controller {
         }
         self.mail.ask(asked);
         Ok(())
+    }
+
+    /// Gives an input of the controller's own; that the rollout does not take it is no error.
+    async fn offer(&self, id: &RolloutId, input: Input) -> Result<(), ServiceError> {
+        match self.give(id, input, Author::Controller(self.name.clone()), String::new()).await {
+            Ok(()) | Err(ServiceError::Refused(_) | ServiceError::Busy) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives an input to a rollout, deciding anew as long as somebody else is faster.
@@ -167,6 +180,10 @@ impl Controller {
                     if taken {
                         self.mail.changed();
                         return Ok(());
+                    }
+                    if session.next() == 1 {
+                        // Its definition may have been replaced; the next round learns of the new one.
+                        break;
                     }
                 }
                 Err(error) => return Err(session_error(error)),

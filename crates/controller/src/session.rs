@@ -67,6 +67,8 @@ pub enum SessionError {
 pub struct Session {
     rollout: Rollout,
     next: u64,
+    /// The revision of the definition it was made from, where definitions can be replaced before the start.
+    made_of: Option<Revision>,
 }
 
 /// What was read for one host, with the revisions it had.
@@ -81,7 +83,19 @@ impl Session {
     /// # Errors
     /// [`DefinitionError`].
     pub fn new(definition: Arc<Definition>) -> Result<Self, DefinitionError> {
-        Ok(Self { rollout: Rollout::new(definition)?, next: 1 })
+        Ok(Self { rollout: Rollout::new(definition)?, next: 1, made_of: None })
+    }
+
+    /// The same, made from a record: the first decision holds only while the record is as it was read.
+    #[must_use]
+    pub fn made_of(self, revision: Revision) -> Self {
+        Self { made_of: Some(revision), ..self }
+    }
+
+    /// Whether the record it was made from has been replaced; a rollout that has begun keeps its definition.
+    #[must_use]
+    pub fn outdated(&self, revision: Revision) -> bool {
+        self.next == 1 && self.made_of.is_some_and(|made_of| made_of != revision)
     }
 
     /// The rollout, as far as the log is known.
@@ -134,6 +148,9 @@ impl Session {
         let entry = Entry { number: self.next, at: now, author, reason, input, view, actions };
         let key = log_key(&id, self.next);
         compares.push(Compare::absent(key.clone()));
+        if let Some(revision) = self.made_of.filter(|_| self.next == 1) {
+            compares.push(Compare::unchanged(records::definition_key(&id), revision));
+        }
         success.push(Op::put(key, encode(&entry)));
         Ok(Decided::Commit(Box::new(Commit { txn: Txn { compares, success, failure: Vec::new() }, entry, after })))
     }

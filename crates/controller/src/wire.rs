@@ -7,7 +7,8 @@ use fermata_planner::Policy;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::order::{Order, Report, RolloutId, Scope, UpdateRef};
+use crate::health::HealthGate;
+use crate::order::{Generation, Order, Report, RolloutId, Scope, UpdateRef};
 use crate::rollout::{Rules, VmTrouble};
 
 /// A refusal.
@@ -35,6 +36,8 @@ pub struct Joined {
     pub certificate: String,
     /// The CA's, PEM.
     pub ca: String,
+    /// From then on the host should ask for a new one; by the controller's clock.
+    pub renew_at: Timestamp,
 }
 
 /// A VM as its host reports it.
@@ -48,10 +51,13 @@ pub struct VmReport {
     /// Its update domain; the next one round-robin when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_domain: Option<UpdateDomain>,
+    /// The version of the VMM that runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<String>,
 }
 
 /// A host as it reports itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostReport {
     /// The rack it stands in.
     #[serde(default)]
@@ -74,9 +80,15 @@ pub struct HostReport {
     /// Vault provider.
     #[serde(default)]
     pub vault: String,
+    /// Version of its agent.
+    #[serde(default)]
+    pub agent: String,
     /// Its VMs.
     #[serde(default)]
     pub vms: Vec<VmReport>,
+    /// VMs that are meant to run and do not.
+    #[serde(default)]
+    pub troubles: Vec<VmTrouble>,
 }
 
 /// What an agent is asked.
@@ -91,11 +103,17 @@ pub enum Question {
         asked: Timestamp,
         /// The updates.
         updates: Vec<UpdateRef>,
+        /// Gates that VMs must pass before the visit too: one that never passes could not tell anything afterwards.
+        #[serde(default)]
+        gates: Vec<HealthGate>,
     },
     /// Are all VMs healthy?
     Health {
         /// For this rollout.
         rollout: RolloutId,
+        /// What is looked at.
+        #[serde(default)]
+        gates: Vec<HealthGate>,
     },
 }
 
@@ -128,6 +146,12 @@ pub struct Elsewhere {
     pub order: Order,
     /// Sets that have guests here.
     pub scopes: BTreeSet<Scope>,
+    /// Of each of these sets, the VMs on the visited host.
+    #[serde(default)]
+    pub vms: BTreeMap<SetName, BTreeSet<VmName>>,
+    /// When the work began, once it has.
+    #[serde(default)]
+    pub started: Option<Timestamp>,
 }
 
 /// `POST /v1/agent/poll`: everything an agent has to say; the answer waits until there is something to say back.
@@ -146,12 +170,90 @@ pub struct Poll {
     /// Approvals of visits elsewhere by guests here: the visited host, and who approved.
     #[serde(default)]
     pub approvals: BTreeMap<HostName, BTreeSet<Scope>>,
+    /// The newest visit, when there is news of it.
+    #[serde(default)]
+    pub visit: Option<VisitProgress>,
     /// The newest order known here, so that the answer can wait for a change.
     #[serde(default)]
     pub known: Option<Order>,
     /// How long the answer may wait, in milliseconds; at most 10,000.
     #[serde(default)]
     pub wait_ms: u64,
+}
+
+/// One visit as the host measures it; sent while it goes on and kept with the rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VisitProgress {
+    /// The rollout.
+    pub rollout: RolloutId,
+    /// The order's.
+    pub generation: Generation,
+    /// One maintenance per update, in order.
+    pub maintenances: Vec<MaintenanceProgress>,
+}
+
+/// One update of a visit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaintenanceProgress {
+    /// Its name on the host: `fermata maintenance show` tells more there.
+    pub id: String,
+    /// The update.
+    pub update: String,
+    /// Where it stands, or stood last.
+    pub stage: String,
+    /// How it ended: done, failed or aborted.
+    #[serde(default)]
+    pub outcome: Option<String>,
+    /// What went wrong first.
+    #[serde(default)]
+    pub trouble: Option<String>,
+    /// How long each stage took, in order.
+    #[serde(default)]
+    pub stages: Vec<StageTime>,
+    /// Its VMs.
+    #[serde(default)]
+    pub vms: Vec<VmProgress>,
+}
+
+/// A stage of a maintenance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageTime {
+    /// Which.
+    pub stage: String,
+    /// How long it took, in microseconds.
+    pub took_us: u64,
+}
+
+/// What an update did to a VM: measured, but for the forecast.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmProgress {
+    /// The VM.
+    pub vm: VmName,
+    /// How the update reached it.
+    pub mechanism: fermata_model::Mechanism,
+    /// The longest blackout that was expected, in microseconds.
+    pub forecast_us: u64,
+    /// Every pause as the host measured it, in microseconds.
+    pub host_blackouts_us: Vec<u64>,
+    /// The longest blackout that a program in the guest measured, in microseconds.
+    #[serde(default)]
+    pub guest_blackout_us: Option<u64>,
+    /// What came of its clock, in words.
+    #[serde(default)]
+    pub clock: Option<String>,
+    /// How it is now, in words.
+    pub end: String,
+}
+
+/// `POST /v1/updates`: an update file that the controller keeps for its hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptUpdate {
+    /// How orders name it.
+    pub update: UpdateRef,
+    /// One line for people.
+    pub title: String,
+    /// The notice that the file promises to guests, in seconds.
+    pub notice_s: u64,
 }
 
 /// What the controller says back.
@@ -172,6 +274,9 @@ pub struct NewRollout {
     /// Its name; one is made up when absent.
     #[serde(default)]
     pub id: Option<RolloutId>,
+    /// The digest of the plan that this one takes the place of; the rollout must not have been started.
+    #[serde(default)]
+    pub parent: Option<String>,
     /// Why it is done.
     pub reason: String,
     /// The updates.
@@ -264,6 +369,18 @@ pub struct RolloutLine {
     pub reason: String,
     /// How many hosts stand where.
     pub hosts: BTreeMap<String, u32>,
+    /// What the independent check found; empty when no promise was broken.
+    #[serde(default)]
+    pub alarms: Vec<String>,
+}
+
+/// What the independent check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alarm {
+    /// When it was first raised.
+    pub since: Timestamp,
+    /// Every broken promise.
+    pub found: Vec<String>,
 }
 
 /// `POST /v1/tokens`: a token for an operator.
@@ -276,6 +393,18 @@ pub struct NewToken {
     pub role: crate::identity::Role,
 }
 
+/// `POST /v1/certificates`: a certificate for an operator.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewCertificate {
+    /// For whom.
+    pub name: String,
+    /// What it may do.
+    pub role: crate::identity::Role,
+    /// A certificate signing request, PEM.
+    pub request: String,
+}
+
 /// `POST /v1/joins`: a token with which hosts can join.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -286,6 +415,50 @@ pub struct NewJoin {
     /// Only this host.
     #[serde(default)]
     pub host: Option<HostName>,
+}
+
+/// Where a rollout stands: `GET /v1/rollouts/{id}`.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename = "Rollout")]
+pub struct RolloutView<'a> {
+    /// What it is to do.
+    pub definition: &'a crate::rollout::Definition,
+    /// Where it stands.
+    pub state: &'a crate::rollout::State,
+}
+
+/// What the independent checker finds in a log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename = "Check")]
+pub struct CheckView {
+    /// Whether it found nothing.
+    pub clean: bool,
+    /// Every broken promise.
+    pub violations: Vec<String>,
+}
+
+/// How well a fleet is placed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename = "Alignment")]
+pub struct AlignmentView {
+    /// 1 when all hosts carry matching update domains.
+    pub alignment: f64,
+    /// Hosts that carry two parts of a set, each with the VM to move.
+    pub self_conflicts: Vec<String>,
+}
+
+/// What is wrong with a fleet that was taken in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Conflicts {
+    /// Hosts that carry two parts of a set, each with the VM to move.
+    pub self_conflicts: Vec<String>,
+}
+
+/// How much was shut out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Revoked {
+    /// Certificates and tokens that are void now.
+    pub revoked: usize,
 }
 
 /// A secret that is shown once.

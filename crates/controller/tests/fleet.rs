@@ -1,5 +1,6 @@
 //! A controller, its agents and an operator over real sockets and TLS; only the work on hosts is played.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+#![allow(dead_code, reason = "the stage and its hosts are shared with other tests")]
 
 #[path = "fleet/host.rs"]
 mod host;
@@ -115,7 +116,7 @@ async fn an_operators_session_by_the_commands() {
         let shown = match Fermata::try_parse_from(format!("fermata {line}").split(' ')).unwrap() {
             Fermata::Set(command) => cli::set(command, &connection).await,
             Fermata::Fleet(command) => cli::fleet(command, &connection).await,
-            Fermata::Rollout(command) => cli::rollout(command, &connection).await,
+            Fermata::Rollout(command) => cli::rollout(command, &connection, false).await,
         };
         shown.map(|shown| shown.text).map_err(|error| error.to_string())
     };
@@ -128,9 +129,8 @@ async fn an_operators_session_by_the_commands() {
     assert!(run("fleet check").await.unwrap().starts_with("alignment"));
 
     let update = stage.folder.path().join("qemu.toml");
-    std::fs::write(&update, "an update").unwrap();
-    let plan =
-        format!("rollout plan {} --mechanism swap --reason CVE --name patch --notice 0 --recovery 0", update.display());
+    std::fs::write(&update, stage::UPDATE).unwrap();
+    let plan = format!("rollout plan {} --reason CVE --name patch --notice 0 --recovery 0", update.display());
     let dry = run(&format!("{plan} --dry-run")).await.unwrap();
     assert!(dry.contains("no plan can beat") && dry.contains("nothing was kept"), "{dry}");
     assert!(run("rollout start patch").await.unwrap_err().contains("no rollout `patch`"));
@@ -147,11 +147,14 @@ async fn an_operators_session_by_the_commands() {
     assert!(explained.contains("waiting: it is cordoned"), "{explained}");
     assert!(run("fleet uncordon h2").await.is_ok());
     let mut shown = Vec::new();
-    assert_eq!(cli::watch(&stage.operator, "patch", &mut shown).await.unwrap(), "ended (completed)");
+    assert_eq!(cli::watch(&stage.operator, "patch", false, &mut shown).await.unwrap(), "ended (completed)");
     let shown = String::from_utf8(shown).unwrap();
     assert!(shown.contains("done"), "{shown}");
     let report = run("rollout report patch").await.unwrap();
-    assert!(report.contains("updated") && report.contains("admin: \"start\": go"), "{report}");
+    assert!(
+        report.contains("blackout 7.000 ms") && report.contains("updated") && report.contains("admin: \"start\": go"),
+        "{report}"
+    );
     assert_eq!(run("rollout check patch").await.unwrap(), "no promise was broken");
     assert!(run("rollout list").await.unwrap().contains("3 done"));
     assert!(run("rollout pause patch").await.is_err());
@@ -176,7 +179,7 @@ async fn roles_tokens_and_revocation_are_kept() {
     let _: serde_json::Value = stage.operator.post("/v1/revoke", &eve).await.unwrap();
     assert!(viewer.get::<serde_json::Value>("/v1/hosts").await.is_err());
 
-    let agent = stage.agent_client("h1");
+    let agent = stage.line("h1").client();
     let report = fermata_controller::gate::OrderGate::new("h1".parse().unwrap()).report();
     let poll = Poll {
         clock: jiff::Timestamp::now(),
@@ -184,6 +187,7 @@ async fn roles_tokens_and_revocation_are_kept() {
         host: None,
         answers: vec![],
         approvals: std::collections::BTreeMap::new(),
+        visit: None,
         known: None,
         wait_ms: 0,
     };

@@ -2,11 +2,14 @@
 
 mod console;
 mod event;
+mod fleet;
 mod host;
 mod maintenance;
 mod output;
 mod vm;
+mod watch;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,7 +17,6 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use fermata_agent::client::Client;
-use fermata_agent::config;
 use fermata_controller::cli;
 
 /// VM-preserving host maintenance for KVM.
@@ -34,11 +36,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent of this host.
-    Agent {
-        /// Its configuration.
-        #[arg(long, default_value = config::DEFAULT_PATH)]
-        config: PathBuf,
-    },
+    Agent(fleet::Agent),
+    /// Run agent and controller in one process: a single host, or a first look. Nothing has to be configured.
+    Standalone(fleet::Standalone),
     /// VMs of this host.
     #[command(subcommand)]
     Vm(vm::Command),
@@ -120,9 +120,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     runtime.block_on(async {
         let client = Client::new(&socket);
         match command {
-            Command::Agent { config } => {
+            Command::Agent(agent) => {
                 start_log();
-                fermata_agent::run(&config).await.context("the agent stopped")
+                agent.run().await
+            }
+            Command::Standalone(standalone) => {
+                start_log();
+                standalone.run().await
             }
             Command::Vm(command) => vm::run(command, &client, json).await,
             Command::Host(command) => host::run(command, &client, json).await,
@@ -141,7 +145,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
             Command::Set { connection, command } => shown(&cli::set(command, &connection).await?, json),
             Command::Fleet { connection, command } => shown(&cli::fleet(command, &connection).await?, json),
-            Command::Rollout { connection, command } => shown(&cli::rollout(command, &connection).await?, json),
+            Command::Rollout { connection, command: cli::RolloutCommand::Watch { rollout } }
+                if !json && std::io::stdout().is_terminal() =>
+            {
+                let phase = watch::watch(&connection.client()?, &rollout).await?;
+                output::value(&phase, json, |phase| format!("rollout {rollout}: {phase}"))
+            }
+            Command::Rollout { connection, command } => {
+                let watches = matches!(command, cli::RolloutCommand::Watch { .. });
+                let shown = cli::rollout(command, &connection, json).await?;
+                // A watch has said everything already, line by line.
+                if watches && json { Ok(()) } else { self::shown(&shown, json) }
+            }
             Command::DeadMan(dead_man) => {
                 start_log();
                 dead_man.run().await

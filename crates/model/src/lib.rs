@@ -31,7 +31,7 @@ pub use definition::{HostDefaults, NicDefinition, VmDefinition};
 pub use domain::{FaultDomain, Membership, UpdateDomain};
 pub use mac::Mac;
 pub use mechanism::{Impact, Mechanism};
-pub use name::{BridgeName, HostName, SetName, VmName};
+pub use name::{BridgeName, HostName, NameError, SetName, VmName};
 pub use size::Size;
 pub use spec::VmSpec;
 pub use vmm::{MachineType, VmmVersion};

@@ -34,7 +34,7 @@ impl Mechanism {
 
 impl fmt::Display for Mechanism {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::None => "none",
             Self::Hold => "hold",
             Self::Swap => "swap",

@@ -35,6 +35,7 @@ use fermata_maintenance::mechanism::{self, Choice};
 use fermata_maintenance::order::{Order, OrderError};
 use fermata_maintenance::report::Report;
 use fermata_maintenance::update::{Update, UpdateError};
+use fermata_model::Mechanism;
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -90,6 +91,17 @@ impl MaintainError {
             Self::Vm(error) => error.code(),
         }
     }
+}
+
+/// What somebody else decided about a maintenance.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    /// Its name; so that one that was begun is found again.
+    pub id: Option<MaintenanceId>,
+    /// Guests have been told, and their notice is over.
+    pub noticed: bool,
+    /// Never harsher than this, whatever the file allows.
+    pub harshest: Option<Mechanism>,
 }
 
 /// Maintenance on this host.
@@ -159,11 +171,26 @@ impl Maintain {
     /// # Errors
     /// A refusal that has changed nothing.
     pub async fn apply(self: &Arc<Self>, file: &str) -> Result<MaintenanceId, MaintainError> {
-        let (update, choice) = self.check(file).await?;
+        self.apply_as(file, Terms::default()).await
+    }
+
+    /// The same under terms that somebody else decided.
+    ///
+    /// # Errors
+    /// A refusal that has changed nothing.
+    pub async fn apply_as(self: &Arc<Self>, file: &str, terms: Terms) -> Result<MaintenanceId, MaintainError> {
+        let (mut update, choice) = self.check(file).await?;
         let journal = Journal::open(&self.journal)?;
         journal.check_identity(&update.id, update.digest)?;
         let now = time::now();
-        let id: MaintenanceId = format!("{}-{}", update.id, now.wall.0 / 1_000_000).parse()?;
+        let id = match terms.id {
+            Some(id) => id,
+            None => format!("{}-{}", update.id, now.wall.0 / 1_000_000).parse()?,
+        };
+        if terms.noticed {
+            update.notice = Duration::ZERO;
+        }
+        update.harshest = terms.harshest.map_or(update.harshest, |harshest| harshest.min(update.harshest));
         let gate = announce::gate(self, now.wall.after(update.notice));
         let order = Order::new(id.clone(), update, choice, gate)?;
         if let Some(active) = self.active() {

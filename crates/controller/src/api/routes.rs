@@ -7,6 +7,7 @@ use axum::http::Method;
 use axum::routing::{MethodRouter, get, post};
 use serde_json::{Map, Value, json};
 
+use super::{samples, schema};
 use crate::identity::Role;
 use crate::service::Controller;
 
@@ -78,6 +79,21 @@ pub const ROUTES: &[Route] = &[
         path: "/v1/tokens",
         methods: &[(Method::POST, ADMIN, "Make a token for an operator", Some("NewToken"), "Secret")],
         handler: || post(super::new_token),
+    },
+    Route {
+        path: "/v1/certificates",
+        methods: &[(Method::POST, ADMIN, "Make a certificate for an operator", Some("NewCertificate"), "Joined")],
+        handler: || post(super::new_certificate),
+    },
+    Route {
+        path: "/v1/updates",
+        methods: &[(Method::POST, OPERATE, "Keep an update file for hosts", Some("UpdateFile"), "KeptUpdate")],
+        handler: || post(super::keep_update),
+    },
+    Route {
+        path: "/v1/agent/updates/{digest}",
+        methods: &[(Method::GET, Who::Agent, "An update file, by its digest", None, "UpdateFile")],
+        handler: || get(super::update),
     },
     Route {
         path: "/v1/revoke",
@@ -166,6 +182,16 @@ pub const ROUTES: &[Route] = &[
         handler: || get(super::log),
     },
     Route {
+        path: "/v1/rollouts/{rollout}/measured",
+        methods: &[(Method::GET, VIEW, "What hosts measured: phases, blackouts, clocks, per VM", None, "Measured")],
+        handler: || get(super::measured),
+    },
+    Route {
+        path: "/v1/alarms",
+        methods: &[(Method::GET, VIEW, "What the independent check found, by rollout; empty is good", None, "Alarms")],
+        handler: || get(super::alarms),
+    },
+    Route {
         path: "/v1/rollouts/{rollout}/check",
         methods: &[(Method::GET, VIEW, "What the independent checker finds in the log", None, "Check")],
         handler: || get(super::check),
@@ -200,6 +226,10 @@ pub(super) fn find(method: &Method, path: &str) -> Option<Found> {
 #[must_use]
 pub fn openapi() -> Value {
     let mut paths = Map::new();
+    let mut schemas = schema::Components::new();
+    let shape = |name: &str, schemas: &mut schema::Components| {
+        samples::schema(name, schemas).unwrap_or_else(|| json!({ "title": name }))
+    };
     for route in ROUTES {
         let mut methods = Map::new();
         for (method, who, summary, request, reply) in route.methods {
@@ -207,7 +237,7 @@ pub fn openapi() -> Value {
                 "summary": summary,
                 "x-needs": who.to_string(),
                 "responses": {
-                    "200": { "description": reply, "content": { "application/json": { "schema": { "title": reply } } } },
+                    "200": { "description": reply, "content": { "application/json": { "schema": shape(reply, &mut schemas) } } },
                     "default": {
                         "description": "A refusal: place, reason, way out",
                         "content": { "application/json": { "schema": {
@@ -228,7 +258,7 @@ pub fn openapi() -> Value {
             if let Some(request) = request {
                 operation["requestBody"] = json!({
                     "required": true,
-                    "content": { "application/json": { "schema": { "title": request } } }
+                    "content": { "application/json": { "schema": shape(request, &mut schemas) } }
                 });
             }
             methods.insert(method.as_str().to_ascii_lowercase(), operation);
@@ -239,5 +269,6 @@ pub fn openapi() -> Value {
         "openapi": "3.1.0",
         "info": { "title": "Fermata controller", "version": "1", "license": { "name": "Apache-2.0" } },
         "paths": paths,
+        "components": { "schemas": schemas },
     })
 }

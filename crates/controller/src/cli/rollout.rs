@@ -1,19 +1,21 @@
 //! `fermata rollout`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use fermata_model::{HostName, Mechanism};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{CliError, Connection, Shown};
 use crate::client::Client;
-use crate::order::{RolloutId, UpdateRef};
+use crate::health::HealthGate;
+use crate::order::RolloutId;
 use crate::report;
 use crate::rollout::{Entry, Explanation, Rules};
-use crate::wire::{Command, NewRollout, Planned, RolloutLine};
+use crate::wire::{Command, KeptUpdate, NewRollout, Planned, RolloutLine, VisitProgress};
 
 /// `fermata rollout`.
 #[derive(Debug, Subcommand)]
@@ -39,6 +41,8 @@ pub enum RolloutCommand {
     Retry(Target),
     /// Approve the next stage, or with --host a host or its announced visit.
     Approve(Target),
+    /// Do further updates in the same visits, on hosts that have not been begun.
+    Merge(Merge),
     /// Give up a host that will never come back. Needs the role admin and a reason.
     GiveUp(Target),
     /// Why hosts stand where they stand.
@@ -69,12 +73,15 @@ pub struct Plan {
     /// Update files.
     #[arg(required = true)]
     updates: Vec<PathBuf>,
-    /// How the updates reach hosts: none, hold, swap or kexec.
+    /// The harshest way in which the updates may reach hosts: none, hold, swap, kexec or reboot; what each file says when absent.
     #[arg(long, value_parser = mechanism)]
-    mechanism: Mechanism,
+    mechanism: Option<Mechanism>,
     /// Its name; one is made up when absent.
     #[arg(long)]
     name: Option<String>,
+    /// Take the place of this plan (its digest) of the rollout named, which must not have been started.
+    #[arg(long, value_name = "PLAN", requires = "name")]
+    replace: Option<String>,
     /// Why it is done.
     #[arg(long)]
     reason: String,
@@ -84,15 +91,21 @@ pub struct Plan {
     /// Limits, stages and windows, as JSON.
     #[arg(long)]
     policy: Option<PathBuf>,
-    /// Notice for guests, in seconds.
+    /// What VMs must pass before and after a visit: guest-agent, tcp:PORT, http:PORT/PATH or command:/PROGRAM ARGUMENT...
+    #[arg(long = "gate")]
+    gates: Vec<HealthGate>,
+    /// Gates, limits of time and failure budget, as JSON.
+    #[arg(long)]
+    rules: Option<PathBuf>,
+    /// Notice for guests, in seconds; the longest that an update file says when absent.
     #[arg(long)]
     notice: Option<u64>,
     /// Rest of a set between two parts, in seconds, instead of what each set says.
     #[arg(long)]
     recovery: Option<u32>,
     /// How many hosts may fail.
-    #[arg(long, default_value_t = 0)]
-    max_failed_hosts: u32,
+    #[arg(long)]
+    max_failed_hosts: Option<u32>,
     /// Only show the plan.
     #[arg(long)]
     dry_run: bool,
@@ -111,16 +124,32 @@ pub struct Target {
     reason: String,
 }
 
-fn mechanism(text: &str) -> Result<Mechanism, String> {
-    serde_json::from_value(Value::from(text))
-        .map_err(|_| format!("`{text}` is no mechanism; use none, hold, swap or kexec"))
+/// What to merge into a rollout.
+#[derive(Debug, Args)]
+pub struct Merge {
+    /// The rollout.
+    rollout: String,
+    /// Update files.
+    #[arg(required = true)]
+    updates: Vec<PathBuf>,
+    /// Only these hosts; all that have not been begun when absent.
+    #[arg(long = "host")]
+    hosts: Vec<HostName>,
+    /// Why; goes to the audit log.
+    #[arg(long, default_value = "")]
+    reason: String,
 }
 
-/// Runs `fermata rollout`.
+fn mechanism(text: &str) -> Result<Mechanism, String> {
+    serde_json::from_value(Value::from(text))
+        .map_err(|_| format!("`{text}` is no mechanism; use none, hold, swap, kexec or reboot"))
+}
+
+/// Runs `fermata rollout`. With `json`, a watch prints its changes as JSON, one a line.
 ///
 /// # Errors
 /// [`CliError`].
-pub async fn run(command: RolloutCommand, connection: &Connection) -> Result<Shown, CliError> {
+pub async fn run(command: RolloutCommand, connection: &Connection, json: bool) -> Result<Shown, CliError> {
     let client = connection.client()?;
     match command {
         RolloutCommand::Plan(new) => plan(&client, new).await,
@@ -132,8 +161,14 @@ pub async fn run(command: RolloutCommand, connection: &Connection) -> Result<Sho
         RolloutCommand::Retry(target) => order(&client, "retry", target).await,
         RolloutCommand::Approve(target) => order(&client, "approve", target).await,
         RolloutCommand::GiveUp(target) => order(&client, "give-up", target).await,
+        RolloutCommand::Merge(Merge { rollout, updates, hosts, reason }) => {
+            let given = give(&client, &updates, None).await?;
+            let updates = given.into_iter().map(|kept| kept.update).collect();
+            let command = Command { reason, host: None, updates, hosts: hosts.into_iter().collect() };
+            send(&client, "merge", &rollout, &command).await
+        }
         RolloutCommand::Watch { rollout } => {
-            let phase = super::watch(&client, &rollout, &mut std::io::stdout()).await?;
+            let phase = super::watch(&client, &rollout, json, &mut std::io::stdout()).await?;
             Ok(Shown::new(serde_json::json!({ "phase": phase }), String::new()))
         }
         RolloutCommand::Explain { rollout, host } => {
@@ -145,9 +180,14 @@ pub async fn run(command: RolloutCommand, connection: &Connection) -> Result<Sho
         RolloutCommand::Report { rollout } => {
             let log: Vec<Entry> = client.get(&format!("/v1/rollouts/{rollout}/log")).await?;
             let state: Value = client.get(&format!("/v1/rollouts/{rollout}")).await?;
-            let report = report::of(&log);
+            let measured: BTreeMap<HostName, Vec<VisitProgress>> =
+                client.get(&format!("/v1/rollouts/{rollout}/measured")).await?;
+            let report = report::of(&log).with_measured(measured);
             let text = format!("rollout {rollout}: {}\n{report}", state["state"]["phase"]);
-            Ok(Shown::new(serde_json::json!({ "rollout": state, "hosts": report.hosts, "log": log }), text))
+            Ok(Shown::new(
+                serde_json::json!({ "rollout": state, "hosts": report.hosts, "measured": report.measured, "log": log }),
+                text,
+            ))
         }
         RolloutCommand::Check { rollout } => {
             let found: Value = client.get(&format!("/v1/rollouts/{rollout}/check")).await?;
@@ -160,7 +200,8 @@ pub async fn run(command: RolloutCommand, connection: &Connection) -> Result<Sho
             let all: Vec<RolloutLine> = client.get("/v1/rollouts").await?;
             let text = all.iter().map(|line| {
                 let hosts: Vec<String> = line.hosts.iter().map(|(phase, count)| format!("{count} {phase}")).collect();
-                format!("{:<24} {:<10} {} ({})\n", line.id, line.phase, line.reason, hosts.join(", "))
+                let alarms: String = line.alarms.iter().map(|alarm| format!("  ALARM: {alarm}\n")).collect();
+                format!("{:<24} {:<10} {} ({})\n{alarms}", line.id, line.phase, line.reason, hosts.join(", "))
             });
             let text: String = text.collect();
             Ok(Shown::new(serde_json::json!(all), text))
@@ -168,35 +209,44 @@ pub async fn run(command: RolloutCommand, connection: &Connection) -> Result<Sho
     }
 }
 
-fn update(path: &Path, mechanism: Mechanism) -> Result<UpdateRef, CliError> {
-    let bytes = std::fs::read(path).map_err(|source| CliError::Io { path: path.to_owned(), source })?;
-    let name = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    Ok(UpdateRef { name, digest: crate::pki::sha256(&bytes), mechanism })
+/// Gives update files to the controller, which keeps them for its hosts.
+async fn give(client: &Client, files: &[PathBuf], harshest: Option<Mechanism>) -> Result<Vec<KeptUpdate>, CliError> {
+    let mut given = Vec::new();
+    for path in files {
+        let text = std::fs::read_to_string(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
+        let mut kept: KeptUpdate = client.post_text("/v1/updates", text).await?;
+        kept.update.mechanism = harshest.unwrap_or(kept.update.mechanism);
+        given.push(kept);
+    }
+    Ok(given)
+}
+
+fn json<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T, CliError> {
+    let Some(path) = path else { return Ok(T::default()) };
+    let text = std::fs::read(path).map_err(|source| CliError::Io { path: path.to_owned(), source })?;
+    serde_json::from_slice(&text).map_err(|error| CliError::File { path: path.to_owned(), reason: error.to_string() })
 }
 
 async fn plan(client: &Client, new: Plan) -> Result<Shown, CliError> {
-    let updates: Result<Vec<UpdateRef>, CliError> =
-        new.updates.iter().map(|path| update(path, new.mechanism)).collect();
-    let mut policy = match &new.policy {
-        None => fermata_planner::Policy::default(),
-        Some(path) => {
-            let text = std::fs::read(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
-            let wrong = |error: serde_json::Error| CliError::File { path: path.clone(), reason: error.to_string() };
-            serde_json::from_slice(&text).map_err(wrong)?
-        }
-    };
+    let given = give(client, &new.updates, new.mechanism).await?;
+    let mut policy: fermata_planner::Policy = json(new.policy.as_deref())?;
     if !new.hosts.is_empty() {
         policy.only = Some(new.hosts.into_iter().collect::<BTreeSet<_>>());
     }
     if new.recovery.is_some() {
         policy.recovery_s = new.recovery;
     }
-    let mut rules = Rules { max_failed_hosts: new.max_failed_hosts, ..Rules::default() };
-    if let Some(notice) = new.notice {
+    let mut rules: Rules = json(new.rules.as_deref())?;
+    rules.max_failed_hosts = new.max_failed_hosts.unwrap_or(rules.max_failed_hosts);
+    rules.gates.extend(new.gates);
+    let promised = given.iter().map(|kept| kept.notice_s).max().filter(|_| new.rules.is_none());
+    if let Some(notice) = new.notice.or(promised) {
         rules.notice = Duration::from_secs(notice);
     }
+    let updates = given.into_iter().map(|kept| kept.update).collect();
     let id = new.name.map(RolloutId);
-    let request = NewRollout { id, reason: new.reason, updates: updates?, policy, rules, dry_run: new.dry_run };
+    let request =
+        NewRollout { id, parent: new.replace, reason: new.reason, updates, policy, rules, dry_run: new.dry_run };
     let planned: Planned = client.post("/v1/rollouts", &request).await?;
     let mut text = String::new();
     for line in &planned.hosts {
@@ -206,8 +256,8 @@ async fn plan(client: &Client, new: Plan) -> Result<Shown, CliError> {
         text.push_str(&format!("{host:<24} left out: {why}\n"));
     }
     text.push_str(&format!(
-        "forecast: {} s, until {}; no plan can beat {} s ({})\n",
-        planned.makespan_s, planned.eta, planned.lower_bound_s, planned.lower_bound_by
+        "plan {}\nforecast: {} s, until {}; no plan can beat {} s ({})\n",
+        planned.plan, planned.makespan_s, planned.eta, planned.lower_bound_s, planned.lower_bound_by
     ));
     match &planned.rollout {
         Some(id) => text.push_str(&format!("next: fermata rollout start {id}\n")),
@@ -219,7 +269,11 @@ async fn plan(client: &Client, new: Plan) -> Result<Shown, CliError> {
 async fn order(client: &Client, verb: &str, target: Target) -> Result<Shown, CliError> {
     let Target { rollout, host, reason } = target;
     let command = Command { reason, host, ..Command::default() };
-    let phase: Value = client.post(&format!("/v1/rollouts/{rollout}/do/{verb}"), &command).await?;
+    send(client, verb, &rollout, &command).await
+}
+
+async fn send(client: &Client, verb: &str, rollout: &str, command: &Command) -> Result<Shown, CliError> {
+    let phase: Value = client.post(&format!("/v1/rollouts/{rollout}/do/{verb}"), command).await?;
     let text = format!("rollout {rollout}: {}", super::watch::phase_word(&phase));
     Ok(Shown::new(serde_json::json!({ "phase": phase }), text))
 }

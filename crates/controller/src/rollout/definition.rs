@@ -8,6 +8,7 @@ use fermata_planner::policy::{Limits, Window};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::health::HealthGate;
 use crate::order::{Part, RolloutId, Scope, UpdateRef};
 
 /// Everything about a rollout that does not change while it runs.
@@ -120,6 +121,8 @@ pub struct Rules {
     pub max_worse_than_rest_percent: u8,
     /// An operator must approve every single host.
     pub approve_each_host: bool,
+    /// What VMs must pass after a visit, and before it; that they run is asked in any case.
+    pub gates: Vec<HealthGate>,
     /// From then on windows do not count any more.
     pub windows_end_at: Option<Timestamp>,
 }
@@ -139,6 +142,7 @@ impl Default for Rules {
             max_unhealthy_percent: 20,
             max_worse_than_rest_percent: 20,
             approve_each_host: false,
+            gates: Vec::new(),
             windows_end_at: None,
         }
     }
@@ -156,6 +160,9 @@ pub enum DefinitionError {
     /// Nothing to do.
     #[error("the rollout has no update; name at least one update file")]
     NoUpdate,
+    /// A health gate that cannot tell anything.
+    #[error(transparent)]
+    Gate(#[from] crate::health::GateError),
     /// A host twice.
     #[error("host {0} is twice in the order; plan again")]
     Twice(HostName),
@@ -169,6 +176,9 @@ impl Definition {
     pub fn check(&self) -> Result<(), DefinitionError> {
         if self.updates.is_empty() {
             return Err(DefinitionError::NoUpdate);
+        }
+        for gate in &self.rules.gates {
+            gate.validate()?;
         }
         let mut seen = BTreeSet::new();
         for host in &self.order {

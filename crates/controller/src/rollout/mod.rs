@@ -44,6 +44,7 @@ pub use input::{Action, Author, Entry, Input, View};
 pub use replay::{ReplayError, replay};
 pub use state::{End, Evidence, HostPhase, HostState, Phase, Refused, StageGate, State, VmTrouble};
 pub use step::Refusal;
+pub(crate) use step::after;
 
 /// A rollout: what it is to do and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]

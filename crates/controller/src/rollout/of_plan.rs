@@ -55,6 +55,14 @@ impl Definition {
     }
 }
 
+impl Definition {
+    /// What a rollout by `plan` would know of a host as the fleet is now.
+    #[must_use]
+    pub fn task_of(plan: &Plan, fleet: &Fleet, id: HostId, stage: usize) -> HostTask {
+        task(plan, fleet, id, stage)
+    }
+}
+
 fn task(plan: &Plan, fleet: &Fleet, id: HostId, stage: usize) -> HostTask {
     let policy = plan.policy();
     let host = fleet.host(id);

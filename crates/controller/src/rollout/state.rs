@@ -27,6 +27,14 @@ pub struct State {
     pub failures: BTreeMap<HostName, String>,
 }
 
+impl State {
+    /// Whether the rollout is over.
+    #[must_use]
+    pub const fn phase_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended(_))
+    }
+}
+
 /// The rollout as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

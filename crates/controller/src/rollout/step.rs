@@ -52,7 +52,7 @@ pub enum Refusal {
 }
 
 /// A time some duration later; the end of time when there is no such time.
-pub(super) fn after(now: Timestamp, duration: std::time::Duration) -> Timestamp {
+pub(crate) fn after(now: Timestamp, duration: std::time::Duration) -> Timestamp {
     let duration = SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
     now.saturating_add(duration).unwrap_or(Timestamp::MAX)
 }

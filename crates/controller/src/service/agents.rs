@@ -1,18 +1,20 @@
 //! The controller's side of the link to agents.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use fermata_model::HostName;
-use fermata_store::{Compare, Op, Txn};
+use fermata_model::{HostName, SetName, VmName};
+use fermata_store::{Op, Txn};
 use jiff::Timestamp;
 
 use super::{Controller, ServiceError};
 use crate::identity::{self, Identity, Join, JoinToken};
 use crate::order::{Order, RolloutId, Scope, Slot, Task};
-use crate::records::{decode, encode, slot_key};
+use crate::records::{decode, encode, slot_key, visit_key};
 use crate::rollout::{Author, HostPhase, Input};
-use crate::wire::{Answer, Elsewhere, HostRecord, JoinRequest, Joined, NewJoin, Poll, PollReply, Question, Secret};
+use crate::wire::{
+    Answer, Elsewhere, HostRecord, JoinRequest, Joined, NewCertificate, NewJoin, Poll, PollReply, Question, Secret,
+};
 
 /// The longest an agent's poll may wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
@@ -51,7 +53,7 @@ impl Controller {
         if join.host.as_ref().is_some_and(|host| *host != request.host) {
             return Err(bad("the join token is for another host; make one for this host, or one for any"));
         }
-        self.certify(&request.host, &request.request, vec![]).await
+        self.certify(request.host.as_str(), Identity::Agent(request.host.clone()), &request.request).await
     }
 
     /// Renews the certificate of a host that is known already.
@@ -59,15 +61,23 @@ impl Controller {
     /// # Errors
     /// [`ServiceError::Pki`] when the request is not one.
     pub async fn renew(&self, host: &HostName, request: &str) -> Result<Joined, ServiceError> {
-        self.certify(host, request, vec![]).await
+        self.certify(host.as_str(), Identity::Agent(host.clone()), request).await
     }
 
-    async fn certify(&self, host: &HostName, request: &str, compares: Vec<Compare>) -> Result<Joined, ServiceError> {
-        let (certificate, fingerprint) = self.authority.sign(request, host.as_str())?;
-        let record = encode(&Identity::Agent(host.clone()));
-        let put = Op::put(identity::certificate_key(&fingerprint), record);
-        let _ = self.store.txn(Txn { compares, success: vec![put], failure: vec![] }).await?;
-        Ok(Joined { certificate, ca: self.authority.pem().to_owned() })
+    /// A certificate for an operator, who made the key.
+    ///
+    /// # Errors
+    /// [`ServiceError::Pki`] when the request is not one.
+    pub async fn new_certificate(&self, new: &NewCertificate) -> Result<Joined, ServiceError> {
+        let identity = Identity::Operator { name: new.name.clone(), role: new.role };
+        self.certify(&new.name, identity, &new.request).await
+    }
+
+    async fn certify(&self, name: &str, identity: Identity, request: &str) -> Result<Joined, ServiceError> {
+        let (certificate, fingerprint) = self.authority.sign(request, name)?;
+        self.store.put(&identity::certificate_key(&fingerprint), encode(&identity)).await?;
+        let renew_at = crate::rollout::after(Self::now(), self.authority.client_life() * 2 / 3);
+        Ok(Joined { certificate, ca: self.authority.pem().to_owned(), renew_at })
     }
 
     /// Shuts a host out: all its certificates are void from the next request on.
@@ -125,6 +135,10 @@ impl Controller {
                 "the report is about host {}, the certificate is of {host}",
                 poll.report.host
             )));
+        }
+        if let Some(visit) = &poll.visit {
+            let key = visit_key(&visit.rollout, host, visit.generation);
+            self.store.put(&key, encode(visit)).await?;
         }
         let mut inputs: Vec<(RolloutId, Input)> = Vec::new();
         for id in self.rollouts_at(host).await {
@@ -204,9 +218,22 @@ impl Controller {
             let Some(order) = slot.order.filter(|order| slot.open.is_some() && order.host != *host) else { continue };
             let Task::Maintain(visit) = &order.task else { continue };
             let scopes: BTreeSet<Scope> = visit.scopes.intersection(&mine).cloned().collect();
-            if !scopes.is_empty() {
-                found.push(Elsewhere { order, scopes });
+            if scopes.is_empty() {
+                continue;
             }
+            let visited: Option<HostRecord> =
+                self.store.get(&host_key(&order.host)).await?.as_ref().map(decode).transpose()?;
+            let mut vms: BTreeMap<SetName, BTreeSet<VmName>> = BTreeMap::new();
+            for vm in visited.into_iter().flat_map(|record| record.report.vms) {
+                if let Some(set) = vm.set.filter(|set| scopes.contains(&Scope::Set(set.clone()))) {
+                    vms.entry(set).or_default().insert(vm.name);
+                }
+            }
+            let started = match self.phase_of(&order.rollout, &order.host).await {
+                Some(HostPhase::InWork { since, .. }) => Some(since),
+                _ => None,
+            };
+            found.push(Elsewhere { order, scopes, vms, started });
         }
         Ok(found)
     }
@@ -221,7 +248,8 @@ impl Controller {
         let rollout = sessions.get(id)?.rollout();
         let state = rollout.state().hosts.get(host)?;
         let updates = rollout.definition().updates.iter().chain(&state.merged).cloned().collect();
-        Some(Question::Preflight { rollout: id.clone(), asked, updates })
+        let gates = rollout.definition().rules.gates.clone();
+        Some(Question::Preflight { rollout: id.clone(), asked, updates, gates })
     }
 
     /// The order of a host, if a visit is open.

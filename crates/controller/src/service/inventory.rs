@@ -105,16 +105,15 @@ impl Controller {
                 name: vm.name.clone(),
                 set: vm.member.map(|member| fleet.set(member.set).spec.name.clone()),
                 update_domain: vm.member.map(|member| member.domain),
+                vmm: None,
             });
             let report = HostReport {
                 rack: host.rack,
                 zone: host.zone,
                 fault_domain: host.fault_domain,
                 labels: host.labels,
-                kernel: String::new(),
-                vmms: Vec::new(),
-                vault: String::new(),
                 vms: vms.collect(),
+                ..HostReport::default()
             };
             let record = HostRecord { report, seen: None, skew_ms: 0, cordoned: false };
             self.store.put(&format!("host/{}", host.name), encode(&record)).await?;
@@ -127,13 +126,27 @@ impl Controller {
     /// # Errors
     /// [`ServiceError::Bad`] when the reports of hosts do not fit together.
     pub async fn fleet(&self) -> Result<Fleet, ServiceError> {
+        self.fleet_with(|_, cordoned| cordoned).await
+    }
+
+    /// The same with other cordons than are set now.
+    pub(super) async fn fleet_with(
+        &self,
+        cordoned: impl Fn(&HostName, bool) -> bool + Send,
+    ) -> Result<Fleet, ServiceError> {
         let bad = |error: fermata_planner::fleet::PieceError| ServiceError::Bad(format!("the inventory: {error}"));
         let revision = self.store.range("host/").await?.revision;
         let mut builder = FleetBuilder::new(revision.0);
-        for set in self.sets().await?.into_values() {
+        let sets = self.sets().await?;
+        let counts = sets.iter().map(|(name, set)| (name.clone(), set.update_domains)).collect();
+        for set in sets.into_values() {
             builder.add_set(set).map_err(bad)?;
         }
-        for (name, record) in self.hosts().await? {
+        let hosts = self.hosts().await?;
+        let vms = hosts.values().flat_map(|host| &host.report.vms);
+        let members = vms.filter_map(|vm| Some(((vm.set.clone()?, vm.name.clone()), vm.update_domain)));
+        let given = self.domains(&members.collect(), &counts).await?;
+        for (name, record) in hosts {
             let report = record.report;
             for set in report.vms.iter().filter_map(|vm| vm.set.as_ref()) {
                 if !builder.has_set(set) {
@@ -145,13 +158,14 @@ impl Controller {
                 zone: report.zone,
                 fault_domain: report.fault_domain,
                 labels: report.labels,
-                cordoned: record.cordoned,
+                cordoned: cordoned(&name, record.cordoned),
                 ..HostSpec::new(name.clone())
             };
             builder.add_host(spec).map_err(bad)?;
             for vm in report.vms {
-                let placed =
-                    PlacedVm { name: vm.name, host: name.clone(), set: vm.set, update_domain: vm.update_domain };
+                let of_set = vm.set.as_ref().and_then(|set| given.get(&(set.clone(), vm.name.clone())).copied());
+                let update_domain = vm.update_domain.or(of_set);
+                let placed = PlacedVm { name: vm.name, host: name.clone(), set: vm.set, update_domain };
                 builder.add_vm(placed).map_err(bad)?;
             }
         }

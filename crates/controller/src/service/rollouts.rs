@@ -1,40 +1,40 @@
 //! Planning, listing, explaining and checking rollouts.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fermata_model::HostName;
 use fermata_planner::check::{Visit, check_log};
-use fermata_planner::plan::{Effort, Plan, PlanRequest};
+use fermata_planner::plan::{Effort, Plan, PlanId, PlanRequest};
 use fermata_planner::rollout::{Facts, Gate, Hold, HostFact};
-use fermata_store::{Compare, Op, Txn};
+use fermata_store::{Compare, Op, Revision, Txn};
 use jiff::Timestamp;
 
 use super::{Controller, ServiceError};
-use crate::order::{Outcome, RolloutId, Standing};
-use crate::records::{decode, definition_key, encode, log_prefix};
+use crate::order::RolloutId;
+use crate::records::{DEFINITIONS, decode, definition_key, encode, log_prefix, plan_key};
 use crate::rollout::{self, Definition, Explanation, HostPhase, HostState, Input, Phase, State};
 use crate::session::Session;
+use crate::watchdog::visits;
 use crate::wire::{NewRollout, Planned, PlannedLine, RolloutLine};
 
-fn plan_key(id: &RolloutId) -> String {
-    format!("rollout/{id}/plan")
+/// What a new plan takes the place of.
+struct Replaced {
+    parent: PlanId,
+    revision: Revision,
 }
 
 impl Controller {
     /// Sessions of rollouts that are in the store and not here yet.
     pub(super) async fn learn_of_rollouts(&self) -> Result<(), ServiceError> {
         let mut sessions = self.sessions.lock().await;
-        for row in self.store.range("rollout/").await?.keys {
-            let Some(id) = row.key.strip_prefix("rollout/").and_then(|key| key.strip_suffix("/definition")) else {
-                continue;
-            };
-            let id = RolloutId::from(id);
-            if let Entry::Vacant(place) = sessions.entry(id) {
+        for row in self.store.range(DEFINITIONS).await?.keys {
+            let id = RolloutId::from(row.key.strip_prefix(DEFINITIONS).unwrap_or_default());
+            if sessions.get(&id).is_none_or(|session| session.outdated(row.mod_revision)) {
                 let definition: Definition = decode(&row)?;
                 let session = Session::new(Arc::new(definition));
-                place.insert(session.map_err(|error| ServiceError::Log(error.to_string()))?);
+                let session = session.map_err(|error| ServiceError::Log(error.to_string()))?;
+                sessions.insert(id, session.made_of(row.mod_revision));
             }
         }
         Ok(())
@@ -46,9 +46,11 @@ impl Controller {
     /// [`ServiceError::Bad`] with what does not fit.
     pub async fn plan(&self, new: NewRollout) -> Result<Planned, ServiceError> {
         let bad = |text: String| ServiceError::Bad(text);
+        self.check_updates(&new.updates).await?;
+        let replaced = self.replaced(new.id.as_ref(), new.parent.as_deref()).await?;
         let fleet = self.fleet().await?;
         let request = PlanRequest {
-            parent: None,
+            parent: replaced.as_ref().map(|replaced| replaced.parent),
             policy: new.policy,
             starts_at: Self::now(),
             effort: Effort::for_hosts(fleet.hosts().len()),
@@ -67,28 +69,67 @@ impl Controller {
         }
         let key = definition_key(&id);
         let success = vec![Op::put(&key, encode(&definition)), Op::put(plan_key(&id), encode(&plan))];
-        let txn = Txn { compares: vec![Compare::absent(&key)], success, failure: vec![] };
-        if !self.store.txn(txn).await?.succeeded {
-            return Err(bad(format!("rollout `{id}` exists; give the new one another name")));
+        let compares = match &replaced {
+            None => vec![Compare::absent(&key)],
+            Some(replaced) => {
+                vec![Compare::unchanged(&key, replaced.revision), Compare::absent(crate::records::log_key(&id, 1))]
+            }
+        };
+        if !self.store.txn(Txn { compares, success, failure: vec![] }).await?.succeeded {
+            return Err(bad(match replaced {
+                None => {
+                    format!("rollout `{id}` exists; give the new one another name, or replace its plan (`--replace`)")
+                }
+                Some(_) => format!("rollout `{id}` was started, or its plan replaced, a moment ago; look at it again"),
+            }));
         }
         self.learn_of_rollouts().await?;
         planned.rollout = Some(id);
         Ok(planned)
     }
 
+    /// The plan that a new one takes the place of. Only a rollout that was never started has one, and only the newest counts.
+    async fn replaced(&self, id: Option<&RolloutId>, parent: Option<&str>) -> Result<Option<Replaced>, ServiceError> {
+        let Some(parent) = parent else { return Ok(None) };
+        let id = id.ok_or_else(|| ServiceError::Bad("name the rollout whose plan is to be replaced".to_owned()))?;
+        let row = self.store.get(&definition_key(id)).await?;
+        let row = row.ok_or_else(|| ServiceError::NotFound { what: "rollout", name: id.to_string() })?;
+        let definition: Definition = decode(&row)?;
+        if definition.plan != parent {
+            return Err(ServiceError::Bad(format!(
+                "plan {parent} is not the plan of rollout `{id}` any more, {} is; look at that one first",
+                definition.plan
+            )));
+        }
+        if self.store.get(&crate::records::log_key(id, 1)).await?.is_some() {
+            let text =
+                format!("rollout `{id}` has been started; abort it, and plan a new one for the hosts that are left");
+            return Err(ServiceError::Bad(text));
+        }
+        let parent = parent.to_owned().try_into();
+        let parent =
+            parent.map_err(|_| ServiceError::Bad("the plan to be replaced is not named by its digest".to_owned()))?;
+        Ok(Some(Replaced { parent, revision: row.mod_revision }))
+    }
+
     /// All rollouts.
-    pub async fn rollouts(&self) -> Vec<RolloutLine> {
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn rollouts(&self) -> Result<Vec<RolloutLine>, ServiceError> {
+        let mut alarms = self.alarms().await?;
         let sessions = self.sessions.lock().await;
-        let line = |(id, session): (&RolloutId, &Session)| {
+        let mut line = |(id, session): (&RolloutId, &Session)| {
             let rollout = session.rollout();
             let mut hosts = BTreeMap::new();
             for host in rollout.state().hosts.values() {
                 *hosts.entry(host.phase.word().to_owned()).or_insert(0) += 1;
             }
             let reason = rollout.definition().reason.clone();
-            RolloutLine { id: id.clone(), phase: rollout.phase_word().to_owned(), reason, hosts }
+            let alarms = alarms.remove(id).map_or_else(Vec::new, |alarm| alarm.found);
+            RolloutLine { id: id.clone(), phase: rollout.phase_word().to_owned(), reason, hosts, alarms }
         };
-        sessions.iter().map(line).collect()
+        Ok(sessions.iter().map(&mut line).collect())
     }
 
     /// Where a rollout stands.
@@ -204,34 +245,6 @@ impl Controller {
         }
         Ok(found)
     }
-}
-
-fn visits(log: &[rollout::Entry]) -> Vec<Visit> {
-    let mut visits: Vec<Visit> = Vec::new();
-    for entry in log {
-        match &entry.input {
-            // A report of the end may be the first that is heard of a visit.
-            Input::Report(report) => {
-                let begun = match &report.standing {
-                    Standing::InWork => true,
-                    Standing::Finished(outcome) => !matches!(outcome, Outcome::Refused(_)),
-                    Standing::Idle | Standing::Announced { .. } | Standing::StoodDown => false,
-                };
-                let open = visits.iter().any(|visit| visit.host == report.host && visit.healthy.is_none());
-                if begun && !open {
-                    visits.push(Visit { host: report.host.clone(), started: entry.at, healthy: None });
-                }
-            }
-            Input::Health { host, unhealthy } if unhealthy.is_empty() => {
-                let open = visits.iter_mut().rev().find(|visit| visit.host == *host && visit.healthy.is_none());
-                if let Some(visit) = open {
-                    visit.healthy = Some(entry.at);
-                }
-            }
-            _ => {}
-        }
-    }
-    visits
 }
 
 fn facts(state: &State, visits: &[Visit], approvals: bool, now: Timestamp) -> Facts {

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fermata_controller::agent_link::{HostWork, Work};
+use fermata_controller::health::HealthGate;
 use fermata_controller::order::{Generation, Order, Outcome, Scope, UpdateRef};
 use fermata_controller::rollout::VmTrouble;
-use fermata_controller::wire::{Elsewhere, HostReport, VmReport};
+use fermata_controller::wire::{Elsewhere, HostReport, MaintenanceProgress, VisitProgress, VmProgress, VmReport};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -62,17 +63,47 @@ pub(crate) struct Host {
     vms: Vec<VmReport>,
     world: Arc<Played>,
     begun: Mutex<BTreeMap<Generation, Instant>>,
+    progress: Mutex<Option<VisitProgress>>,
 }
 
 impl Host {
     pub(crate) fn new(name: &str, sets: &[(&str, u8)], world: Arc<Played>) -> Self {
         let vm = |(set, domain): &(&str, u8)| VmReport {
-            name: format!("{set}-{name}").parse().unwrap(),
+            name: if *domain == 0 { format!("{set}-{name}") } else { format!("{set}-{name}-{domain}") }
+                .parse()
+                .unwrap(),
             set: Some(set.parse().unwrap()),
-            update_domain: Some(u32::from(*domain).try_into().unwrap()),
+            // The largest number stands for none.
+            update_domain: (*domain != u8::MAX).then(|| u32::from(*domain).try_into().unwrap()),
+            vmm: None,
         };
         let vms = sets.iter().map(vm).collect();
-        Self { name: name.to_owned(), vms, world, begun: Mutex::default() }
+        Self { name: name.to_owned(), vms, world, begun: Mutex::default(), progress: Mutex::default() }
+    }
+}
+
+impl Host {
+    /// What a visit of 7 ms would report.
+    fn measured(&self, generation: Generation) -> VisitProgress {
+        let vm = |vm: &VmReport| VmProgress {
+            vm: vm.name.clone(),
+            mechanism: fermata_model::Mechanism::Swap,
+            forecast_us: 10_000,
+            host_blackouts_us: vec![7_000],
+            guest_blackout_us: None,
+            clock: None,
+            end: "updated".into(),
+        };
+        let maintenance = MaintenanceProgress {
+            id: format!("played-{generation}"),
+            update: "qemu".into(),
+            stage: "closing".into(),
+            outcome: Some("done".into()),
+            trouble: None,
+            stages: vec![],
+            vms: self.vms.iter().map(vm).collect(),
+        };
+        VisitProgress { rollout: "patch".into(), generation, maintenances: vec![maintenance] }
     }
 }
 
@@ -80,19 +111,16 @@ impl HostWork for Host {
     fn host(&self) -> Work<'_, HostReport> {
         Box::pin(async move {
             HostReport {
-                rack: None,
-                zone: None,
-                fault_domain: None,
-                labels: BTreeMap::new(),
                 kernel: "6.12".into(),
                 vmms: vec!["10.0".into()],
                 vault: "memfd".into(),
                 vms: self.vms.clone(),
+                ..HostReport::default()
             }
         })
     }
 
-    fn preflight<'a>(&'a self, _updates: &'a [UpdateRef]) -> Work<'a, Result<(), String>> {
+    fn preflight<'a>(&'a self, _updates: &'a [UpdateRef], _gates: &'a [HealthGate]) -> Work<'a, Result<(), String>> {
         Box::pin(async move { self.world.refusals.lock().unwrap().get(&self.name).cloned().map_or(Ok(()), Err) })
     }
 
@@ -133,11 +161,16 @@ impl HostWork for Host {
             }
             self.world.note(format!("{} ends", self.name));
             let undone = self.world.undone.lock().unwrap().get(&self.name).cloned();
+            *self.progress.lock().unwrap() = Some(self.measured(generation));
             Some(undone.map_or(Outcome::Updated, Outcome::Undone))
         })
     }
 
-    fn health(&self) -> Work<'_, Vec<VmTrouble>> {
+    fn health<'a>(&'a self, _gates: &'a [HealthGate]) -> Work<'a, Vec<VmTrouble>> {
         Box::pin(async { Vec::new() })
+    }
+
+    fn progress(&self) -> Work<'_, Option<VisitProgress>> {
+        Box::pin(async { self.progress.lock().unwrap().clone() })
     }
 }

@@ -3,18 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fermata_controller::agent_link::{self, Journal, Link};
+use fermata_controller::agent_link::{self, Journal, Line, Link};
 use fermata_controller::cli::Connection;
 use fermata_controller::client::{Client, ClientError};
-use fermata_controller::pki::Trust;
+use fermata_controller::pki::{self, Trust};
 use fermata_controller::server;
-use fermata_controller::wire::{Command, NewJoin, Planned, RolloutLine, Secret};
+use fermata_controller::wire::{Command, KeptUpdate, NewJoin, Planned, RolloutLine, Secret};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::host::{Host, Played};
+
+/// The file of the update that all rollouts bring.
+pub(crate) const UPDATE: &str =
+    "id = \"qemu\"\ntitle = \"A newer QEMU\"\nkind = \"vmm\"\nnotice_s = 0\n[change]\nvmm = \"11.1\"\n";
 
 pub(crate) struct Stage {
     pub(crate) folder: TempDir,
@@ -23,17 +27,22 @@ pub(crate) struct Stage {
     token: String,
     pub(crate) world: Arc<Played>,
     controller: Option<JoinHandle<()>>,
-    agents: Vec<JoinHandle<()>>,
+    agents: Vec<(String, JoinHandle<()>)>,
+    certificates: Duration,
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        self.agents.iter().chain(&self.controller).for_each(JoinHandle::abort);
+        self.agents.iter().map(|(_, agent)| agent).chain(&self.controller).for_each(JoinHandle::abort);
     }
 }
 
 impl Stage {
     pub(crate) async fn new(hosts: &[(&str, &[(&str, u8)])]) -> Self {
+        Self::with_certificates_for(hosts, pki::CLIENT_LIFE).await
+    }
+
+    pub(crate) async fn with_certificates_for(hosts: &[(&str, &[(&str, u8)])], certificates: Duration) -> Self {
         let folder = TempDir::new().unwrap();
         let made = server::init(folder.path()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -48,6 +57,7 @@ impl Stage {
             world: Arc::default(),
             controller: None,
             agents: Vec::new(),
+            certificates,
         };
         stage.serve(listener);
         for (name, sets) in hosts {
@@ -59,9 +69,9 @@ impl Stage {
     }
 
     fn serve(&mut self, listener: TcpListener) {
-        let folder = self.folder.path().to_owned();
+        let (folder, certificates) = (self.folder.path().to_owned(), self.certificates);
         self.controller = Some(tokio::spawn(async move {
-            let ended = server::run_on(&folder, listener).await;
+            let ended = server::run_with(&folder, listener, certificates).await;
             panic!("the controller ended by itself: {ended:?}");
         }));
     }
@@ -86,36 +96,63 @@ impl Stage {
             controller: self.address.clone(),
             ca: self.folder.path().join("ca.pem"),
             token: self.token.clone(),
+            certificate: None,
         }
     }
 
-    pub(crate) fn agent_client(&self, host: &str) -> Client {
-        agent_link::connect(&self.folder.path().join(host), &self.address).unwrap()
+    pub(crate) fn line(&self, host: &str) -> Line {
+        Line::open(&self.folder.path().join(host), &self.address).unwrap()
     }
 
     pub(crate) async fn join_token(&self) -> String {
         self.operator.post::<Secret>("/v1/joins", &NewJoin::default()).await.unwrap().token
     }
 
-    async fn add_host(&mut self, name: &str, sets: &[(&str, u8)]) {
+    pub(crate) async fn add_host(&mut self, name: &str, sets: &[(&str, u8)]) {
         let host = name.parse().unwrap();
         let folder = self.folder.path().join(name);
         agent_link::join(&folder, &self.address, &host, &self.join_token().await).await.unwrap();
-        let client = agent_link::connect(&folder, &self.address).unwrap();
+        let line = Line::open(&folder, &self.address).unwrap();
         let work = Arc::new(Host::new(name, sets, Arc::clone(&self.world)));
         let link = Link::resume(&host, Journal::new(&folder), work).await.unwrap();
-        self.agents.push(tokio::spawn(async move {
-            let ended = agent_link::run(&client, link).await;
+        let agent = tokio::spawn(async move {
+            let ended = agent_link::run(&line, link).await;
             panic!("the agent ended by itself: {ended:?}");
-        }));
+        });
+        self.agents.push((name.to_owned(), agent));
+    }
+
+    pub(crate) fn end_agent(&mut self, host: &str) {
+        self.agents.iter().filter(|(name, _)| name == host).for_each(|(_, agent)| agent.abort());
+    }
+
+    pub(crate) async fn operator_of(&self, name: &str, role: &str) -> Client {
+        let new = serde_json::json!({ "name": name, "role": role });
+        let token: Secret = self.operator.post("/v1/tokens", &new).await.unwrap();
+        self.client(Some(token.token))
+    }
+
+    /// Runs `fermata controller ...` with this stage's connection; gives its text.
+    pub(crate) async fn controller_command(&self, line: &str) -> Result<String, String> {
+        #[derive(clap::Parser)]
+        struct Words {
+            #[command(subcommand)]
+            command: fermata_controller::cli::ControllerCommand,
+        }
+        let ca = self.folder.path().join("ca.pem");
+        let line = format!("{line} --controller {} --ca {} --token {}", self.address, ca.display(), self.token);
+        let words = <Words as clap::Parser>::try_parse_from(line.split(' ')).unwrap();
+        let shown = fermata_controller::cli::controller(words.command).await;
+        shown.map(|shown| shown.text).map_err(|error| error.to_string())
     }
 
     /// Plans a rollout with a notice of so many seconds and recovery of none.
     pub(crate) async fn plan(&self, id: &str, notice: &str) -> Planned {
+        let kept: KeptUpdate = self.operator.post_text("/v1/updates", UPDATE.to_owned()).await.unwrap();
         let new = serde_json::json!({
             "id": id,
             "reason": "test",
-            "updates": [{ "name": "qemu", "digest": "00", "mechanism": "swap" }],
+            "updates": [kept.update],
             "policy": { "recovery_s": 0, "work_s": 1 },
             "rules": { "notice": { "secs": notice.parse::<u64>().unwrap(), "nanos": 0 } }
         });
