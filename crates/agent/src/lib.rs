@@ -19,10 +19,12 @@
 pub mod api;
 pub mod client;
 pub mod config;
+mod devices;
 pub mod events;
 pub mod fleet;
 pub mod host;
 pub mod inventory;
+mod jumped;
 pub mod links;
 pub mod maintain;
 pub mod setup;
@@ -131,6 +133,9 @@ pub async fn run_with(config: Config) -> Result<(), AgentError> {
     };
     let boot = fermata_vault::process::boot_id().map_err(io(Path::new("/proc/sys/kernel/random/boot_id")))?;
     let config = tokio::task::spawn_blocking(move || {
+        if let Err(error) = devices::give_kvm_to_its_group() {
+            tracing::debug!(%error, "/dev/kvm is left as it is");
+        }
         vaults::Vaults::make_device(&config.vault);
         maintain::look_for_the_way_back(&config);
         config

@@ -65,6 +65,7 @@ trait Manager {
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
     fn get_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
     fn subscribe(&self) -> zbus::Result<()>;
+    fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     #[zbus(signal)]
     fn job_removed(&self, id: u32, job: OwnedObjectPath, unit: String, result: String) -> zbus::Result<()>;
 }
@@ -248,6 +249,18 @@ impl Units {
             Err(source) if is_no_such_unit(&source) => Ok(()),
             Err(source) => Err(UnitError::Bus { act: "kill", unit: unit.to_owned(), source: Box::new(source) }),
         }
+    }
+
+    /// Asks systemd to restart the host, stopping everything in its order.
+    ///
+    /// # Errors
+    /// [`UnitError::Bus`].
+    pub async fn reboot(&self) -> Result<(), UnitError> {
+        // `Manager.Reboot` would stop nothing; the target does.
+        let started = self.manager.start_unit("reboot.target", "replace-irreversibly").await;
+        let failed =
+            |source| UnitError::Bus { act: "start", unit: "reboot.target".to_owned(), source: Box::new(source) };
+        started.map(drop).map_err(failed)
     }
 
     /// The main process of a unit; `None` when the unit is gone or its process is.

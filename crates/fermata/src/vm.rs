@@ -62,6 +62,11 @@ pub(crate) enum Command {
         /// Its name.
         name: VmName,
     },
+    /// Take up what the vault keeps of a VM that could not be restored after a change of the host's kernel.
+    Restore {
+        /// Its name.
+        name: VmName,
+    },
     /// All VMs.
     List,
     /// One VM, whole.
@@ -120,6 +125,9 @@ pub(crate) async fn run(command: Command, client: &Client, json: bool) -> anyhow
         }
         Command::Resume { name } => {
             output::value(&act(client, &name, "resume", Vec::new(), QUICK_LIMIT).await?, json, line)
+        }
+        Command::Restore { name } => {
+            output::value(&act(client, &name, "restore", Vec::new(), START_LIMIT).await?, json, line)
         }
         Command::List => {
             let views: Vec<VmView> = client.get("/v1/vms").await?;

@@ -6,7 +6,7 @@
 //! | `POST /v1/host/stop-guests?timeout_s=` | shuts every VM down |
 //! | `GET /v1/vms`, `GET /v1/vms/{name}` | VMs |
 //! | `POST /v1/vms` | makes a VM from a specification in TOML |
-//! | `POST /v1/vms/{name}/start` `stop` `restart` `pause` `resume` | acts on a VM |
+//! | `POST /v1/vms/{name}/start` `stop` `restart` `pause` `resume` `restore` | acts on a VM |
 //! | `DELETE /v1/vms/{name}` | forgets a stopped VM |
 //! | `POST /v1/updates/check` `apply` | says what an update file would do; does it |
 //! | `GET /v1/maintenances`, `GET /v1/maintenances/{id}` | what was done, as a report, also while it is under way |
@@ -57,6 +57,7 @@ pub fn router(vms: Arc<Vms>, maintain: Arc<Maintain>) -> Router {
         .route("/v1/vms/{name}/restart", post(restart))
         .route("/v1/vms/{name}/pause", post(pause))
         .route("/v1/vms/{name}/resume", post(resume))
+        .route("/v1/vms/{name}/restore", post(restore))
         .fallback(async || {
             refusal(StatusCode::NOT_FOUND, "no-such-path", "no such path; see the agent's API under /v1".to_owned())
         })
@@ -152,6 +153,10 @@ async fn restart(State(vms): Shared, Path(name): Path<VmName>, body: Bytes) -> R
 
 async fn pause(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmView>, Failure> {
     Ok(Json(vms.pause(&name).await?))
+}
+
+async fn restore(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmView>, Failure> {
+    Ok(Json(vms.restore_kept(&name).await?))
 }
 
 async fn resume(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmView>, Failure> {

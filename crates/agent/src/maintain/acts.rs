@@ -42,6 +42,7 @@ async fn begin(shell: &Maintain, state: &State, act: &Act) -> ActResult {
         (None, Op::LoadKernel) => kernel::load(shell, state).await,
         (None, Op::UnloadKernel) => kernel::unload(shell).await,
         (None, Op::Jump) => kernel::jump(shell, state, act.by).await,
+        (None, Op::Reboot) => kernel::reboot(shell, limit).await,
         (None, Op::CheckKernel) => kernel::check(state),
         (None, Op::SetHostClock) => kernel::set_host_clock(&shell.vms, state),
         (vm, Op::ArmDeadMan) => {
@@ -92,6 +93,7 @@ async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std:
         Op::Resume if owner == Owner::New => vms.resume_new(vm, limit).await.map(resumed),
         Op::Resume => vms.resume_old(vm, limit).await.map(resumed),
         Op::TakeBack => vms.take_back(vm, limit).await.map(resumed),
+        Op::ShutDown => vms.shut_down(vm, limit).await.map(|()| Evidence::Done),
         Op::Retire => vms.retire(vm).await.map(|()| Evidence::Done),
         Op::SetClock => clock::correct(vms, vm).await.map(|outcome| {
             let evidence = Evidence::Clock { outcome };
@@ -108,6 +110,7 @@ pub(super) fn failure(error: &VmError) -> Failure {
     let kind = match error {
         VmError::WrongState { .. } => FailureKind::VmmDead,
         VmError::Qmp { source: fermata_vmm::qmp::QmpError::Closed { .. }, .. } => FailureKind::VmmDead,
+        VmError::NotTrusted { .. } => FailureKind::MemoryGone,
         VmError::Memory { source: fermata_vault::memory::MemoryError::Lost { .. }, .. } => FailureKind::MemoryGone,
         _ => FailureKind::Failed,
     };

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Maintain, time, way_back};
+use crate::jumped;
 use crate::vms::Vms;
 
 /// What crosses.
@@ -68,12 +69,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + 
 /// Loads the kernel to jump into, and brings what is not on the disks yet there, so that little is left for the pause.
 pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
     let kernel = change(state)?.clone();
-    let config = shell.vms.config().clone();
+    let (config, boot) = (shell.vms.config().clone(), shell.vms.boot());
     let vault = shell.vms.vaults().device(shell.vms.vaults().kind()).map(Path::to_owned);
     blocking(move || {
-        let target = Target::of(&kernel, vault.as_deref())?;
+        let target = Target::of(&kernel, vault.as_deref(), boot)?;
         kexec::load(&target.image, target.initrd.as_deref(), &target.cmdline).map_err(|e| e.to_string())?;
-        way_back::note(&config, &target.release)?;
+        way_back::note(&config, &target.release, boot)?;
         rustix::fs::sync();
         tracing::info!(release = target.release, "kernel loaded");
         Ok(Evidence::Done)
@@ -101,10 +102,11 @@ struct Target {
 }
 
 impl Target {
-    fn of(kernel: &KernelChange, vault: Option<&Path>) -> Result<Self, String> {
+    fn of(kernel: &KernelChange, vault: Option<&Path>, boot: Uuid) -> Result<Self, String> {
         let release = kexec::release_of(&kernel.image).map_err(|e| e.to_string())?;
         let running = std::fs::read_to_string("/proc/cmdline").map_err(|e| format!("/proc/cmdline: {e}"))?;
         let cmdline = cmdline(running.trim(), kernel.cmdline.as_deref(), vault.is_some())?;
+        let cmdline = jumped::with_word(&cmdline, boot);
         let modules = Path::new("/lib/modules").join(&release);
         if !modules.is_dir() {
             return Err(format!("{} is not there; install the modules of kernel {release}", modules.display()));
@@ -170,6 +172,13 @@ pub(super) async fn jump(shell: &Maintain, state: &State, by: Mono) -> ActResult
         Err(kexec::jump().to_string())
     })
     .await
+}
+
+/// Restarts the host through its firmware, in good order. Answers only when nothing came of it.
+pub(super) async fn reboot(shell: &Maintain, limit: Duration) -> ActResult {
+    shell.vms.units().reboot().await.map_err(|error| Failure::new(error.to_string()))?;
+    tokio::time::sleep(limit).await;
+    Err(Failure::new(format!("the host did not restart within {limit:?}; see `systemctl list-jobs`")))
 }
 
 /// Wall time and counter at the same moment: the closest of a few readings.

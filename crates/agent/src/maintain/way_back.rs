@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use fermata_vault::memory::Kind;
 use fermata_vault::{kexec, kvm};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::config::Config;
+use crate::jumped;
 use crate::vaults::MODULES;
 
 /// How long what a kernel needs for VMs may take to be there.
@@ -49,7 +51,7 @@ fn write(path: &Path, note: &Note) -> Result<(), String> {
 
 /// Notes the way back from kernel `to` into the one that runs. Without the running kernel's image there is none, which is
 /// said and is no error: a panic leads through the firmware all the same.
-pub(super) fn note(config: &Config, to: &str) -> Result<(), String> {
+pub(super) fn note(config: &Config, to: &str, boot: Uuid) -> Result<(), String> {
     let release = crate::host::kernel();
     let image = PathBuf::from(format!("/boot/vmlinuz-{release}"));
     if !image.is_file() {
@@ -58,7 +60,8 @@ pub(super) fn note(config: &Config, to: &str) -> Result<(), String> {
     }
     let initrd = Some(PathBuf::from(format!("/boot/initrd.img-{release}"))).filter(|initrd| initrd.is_file());
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(|e| format!("/proc/cmdline: {e}"))?;
-    let note = Note { image, initrd, cmdline: cmdline.trim().to_owned(), to: to.to_owned(), tried: false };
+    let note =
+        Note { image, initrd, cmdline: jumped::with_word(cmdline.trim(), boot), to: to.to_owned(), tried: false };
     write(&path(config), &note)
 }
 

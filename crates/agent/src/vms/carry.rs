@@ -17,7 +17,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fermata_model::{VmName, VmmVersion};
+use fermata_model::{VmDefinition, VmName, VmmVersion};
 use fermata_vault::memory::{Kind, Memfd, Provider};
 use fermata_vault::tap;
 use fermata_vmm::command::{Paths, Role};
@@ -30,6 +30,13 @@ use super::start::{READY_LIMIT, make_dir, with_last_words};
 use super::{VmError, Vms};
 use crate::inventory::{Runtime, VmRecord};
 use crate::links;
+
+/// How long an operator's second try may take.
+const RESTORE_LIMIT: Duration = Duration::from_secs(60);
+/// How long disks and bridges may take after a jump, in one attempt.
+const FILES_LIMIT: Duration = Duration::from_secs(20);
+/// Nothing announces them all, so they are looked at.
+const FILES_LOOK: Duration = Duration::from_millis(20);
 
 /// The file that a VMM writes its state to, in its own folder.
 const STATE: &str = "state";
@@ -171,9 +178,37 @@ impl Vms {
         }
     }
 
+    /// Takes up what the vault keeps of a VM that no maintenance has, and lets it run: an operator's second try.
+    ///
+    /// # Errors
+    /// [`VmError`]; it is kept still.
+    pub async fn restore_kept(self: &Arc<Self>, name: &VmName) -> Result<crate::api::types::VmView, VmError> {
+        self.slot(name).check_free(name)?;
+        let record = self.record(name).await?;
+        if !self.vaults.keeps(record.definition.uuid) {
+            return Err(Self::vault_failed(name)(
+                "nothing of it is kept in the vault; `fermata vm start` it".to_owned(),
+            ));
+        }
+        self.restore(name, None, RESTORE_LIMIT).await?;
+        self.run_restored(name, READY_LIMIT).await?;
+        self.show(name).await
+    }
+
     async fn note_runtime(&self, name: &VmName, runtime: &Runtime) -> Result<(), VmError> {
         let (key, stored) = (name.clone(), runtime.clone());
         self.db(move |db| db.set_runtime(&key, Some(&stored))).await
+    }
+
+    /// Waits until the VM's own disks and bridges are there: right after a jump they may be on their way.
+    async fn files_there(&self, definition: &VmDefinition) -> Result<(), VmError> {
+        let until = tokio::time::Instant::now() + FILES_LIMIT;
+        loop {
+            match super::check::check_files(definition, self) {
+                Err(_) if tokio::time::Instant::now() < until => tokio::time::sleep(FILES_LOOK).await,
+                there => return there,
+            }
+        }
     }
 
     async fn load_from_vault(&self, record: &VmRecord, runtime: &mut Runtime) -> Result<Live, VmError> {
@@ -184,8 +219,12 @@ impl Vms {
             .vaults
             .reclaim(Kind::Devdax, definition, None)
             .map_err(|source| VmError::Memory { name: name.clone(), source })?;
+        let saved_in = vault.saved(definition.uuid).map(|saved| saved.boot);
+        if saved_in.is_some_and(|boot| boot != self.boot && crate::jumped::from() != Some(boot)) {
+            return Err(VmError::NotTrusted { name: name.clone() });
+        }
         let state = vault.load(definition.uuid).map_err(|e| Self::vault_failed(name)(crate::chain(&e)))?;
-        super::check::check_files(definition, self)?;
+        self.files_there(definition).await?;
         let user = self.vm_user()?;
         make_dir(&runtime.dir, &user)?;
         let file = runtime.dir.join(STATE);

@@ -258,6 +258,14 @@ pub enum VmError {
         /// The VM.
         name: VmName,
     },
+    /// Memory that went through a restart by firmware.
+    #[error(
+        "VM `{name}`: the host was restarted through its firmware after its state was saved, and memory is not to be trusted after that; it can be started from its disks only"
+    )]
+    NotTrusted {
+        /// The VM.
+        name: VmName,
+    },
     /// The vault.
     #[error("VM `{name}`: {reason}")]
     Vault {
@@ -374,6 +382,7 @@ impl VmError {
             Self::Relay { .. } => "relay-failed",
             Self::Process { .. } => "process-failed",
             Self::Kept { .. } => "kept",
+            Self::NotTrusted { .. } => "not-trusted",
             Self::Vault { .. } => "vault-failed",
             Self::NoneBeside(_) => "none-beside",
             Self::NoWay { .. } => "no-way",

@@ -50,12 +50,8 @@ impl Vms {
     /// The record of a VM to be started. What the vault keeps of it is not given up by a start.
     async fn free_for_start(&self, name: &VmName) -> Result<VmRecord, VmError> {
         let record = self.record(name).await?;
-        match &record.runtime {
-            Some(runtime) if runtime.boot != self.boot && self.vaults.keeps(record.definition.uuid) => {
-                Err(VmError::Kept { name: name.clone() })
-            }
-            _ => Ok(record),
-        }
+        let kept = self.slot(name).live().is_none() && self.vaults.keeps(record.definition.uuid);
+        if kept { Err(VmError::Kept { name: name.clone() }) } else { Ok(record) }
     }
 
     /// Starts a VM that a maintenance has, from its disks: what was kept of it is given up. Whether it ran already.

@@ -82,6 +82,16 @@ impl Vms {
         Ok(views)
     }
 
+    /// Shuts a guest down for a maintenance: asked, and given `limit`. It is not ended by force.
+    ///
+    /// # Errors
+    /// [`VmError::GuestWouldNot`]: it runs on.
+    pub(crate) async fn shut_down(&self, name: &VmName, limit: Duration) -> Result<(), VmError> {
+        // A little is kept for taking down what was set up.
+        let seconds = limit.saturating_sub(Duration::from_secs(10)).as_secs();
+        self.stop(name, StopRequest { timeout_s: seconds, force: false }).await.map(drop)
+    }
+
     async fn stop_for_shutdown(&self, name: &VmName, limit: Duration) -> Result<(), VmError> {
         let gently = StopRequest { timeout_s: limit.as_secs(), force: false };
         match self.stop(name, gently).await {
