@@ -269,7 +269,9 @@ impl Inventory {
     /// # Errors
     /// [`InventoryError`].
     pub fn change_over(&self, name: &VmName) -> Result<(), InventoryError> {
-        let swap = "UPDATE vm SET runtime = beside, beside = runtime WHERE name = ?1 AND beside IS NOT NULL";
+        // Only forward: an attempt whose answer was lost may have done it, and doing it again would undo it.
+        let swap = "UPDATE vm SET runtime = beside, beside = runtime \
+                    WHERE name = ?1 AND beside ->> '$.generation' > runtime ->> '$.generation'";
         self.with(|db| db.execute(swap, [name.as_str()]))?;
         Ok(())
     }
@@ -364,13 +366,9 @@ mod tests {
         resolve(spec, &host)
     }
 
-    #[test]
-    fn what_is_written_is_there_after_reopening() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("agent.db");
-        let vm = definition("a");
-        let runtime = Runtime {
-            generation: 1,
+    fn runtime(vm: &VmDefinition, generation: u64) -> Runtime {
+        Runtime {
+            generation,
             unit: "fermata-vm-a-1.service".to_owned(),
             vmm: vm.vmm,
             boot: Uuid::from_u128(3),
@@ -379,7 +377,31 @@ mod tests {
             taps: vec!["vm00000000-0".parse().unwrap()],
             owners: vec![],
             vault: Kind::Devdax,
-        };
+        }
+    }
+
+    #[test]
+    fn a_vm_that_changed_over_stays_so_when_it_is_told_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let inventory = Inventory::open(&dir.path().join("agent.db")).unwrap();
+        let vm = definition("a");
+        inventory.insert(&vm).unwrap();
+        inventory.set_runtime(&vm.name, Some(&runtime(&vm, 9))).unwrap();
+        inventory.set_beside(&vm.name, Some(&runtime(&vm, 10))).unwrap();
+        for _ in 0..2 {
+            inventory.change_over(&vm.name).unwrap();
+            let record = inventory.get(&vm.name).unwrap().unwrap();
+            let generation = |runtime: Option<Runtime>| runtime.map(|r| r.generation);
+            assert_eq!((generation(record.runtime), generation(record.beside)), (Some(10), Some(9)));
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_there_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.db");
+        let vm = definition("a");
+        let runtime = runtime(&vm, 1);
         {
             let inventory = Inventory::open(&path).unwrap();
             inventory.insert(&vm).unwrap();

@@ -410,7 +410,9 @@ impl State {
                 let bound = at.mono.since(since.mono);
                 match evidence {
                     Evidence::ResumedAfter { blackout } => vm.pauses.push(*blackout),
-                    Evidence::Resumed { at: None } => {}
+                    // It never stopped, or an earlier attempt whose answer was lost let it run.
+                    Evidence::Resumed { at: None } if matches!(vm.phase, VmPhase::Pausing { .. }) => {}
+                    Evidence::Resumed { at: None } => vm.pauses.push(bound),
                     // Without both time stamps the agent's own bracket around the acts stands: never too short.
                     Evidence::Resumed { at: Some(at) } => {
                         vm.pauses.push(vm.stopped.map_or(bound, |stopped| at.since(stopped)));
