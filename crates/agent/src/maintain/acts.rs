@@ -95,11 +95,14 @@ async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std:
         Op::TakeBack => vms.take_back(vm, limit).await.map(resumed),
         Op::ShutDown => vms.shut_down(vm, limit).await.map(|()| Evidence::Done),
         Op::Retire => vms.retire(vm).await.map(|()| Evidence::Done),
-        Op::SetClock => clock::correct(vms, vm).await.map(|outcome| {
-            let evidence = Evidence::Clock { outcome };
-            announce::after_pause(shell, state, vm, &evidence);
-            evidence
-        }),
+        Op::SetClock => match clock::correct(vms, vm).await {
+            Ok(outcome) => {
+                let evidence = Evidence::Clock { outcome };
+                announce::after_pause(shell, state, vm, &evidence);
+                vms.look_after_resume(vm, limit).await.map(|()| evidence)
+            }
+            Err(error) => Err(error),
+        },
         Op::Restart => vms.start_for_maintenance(vm).await.map(restarted),
         other => return Err(Failure::new(format!("`{other}` is not something this agent can do to a VM"))),
     }

@@ -33,6 +33,7 @@ mod vmms;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use fermata_model::{VmDefinition, VmName, VmSpec};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
@@ -127,6 +128,18 @@ impl Vms {
     /// Hears of VMs that end by themselves from now on.
     pub(crate) fn hear_of_ends(&self) -> broadcast::Receiver<(VmName, String)> {
         self.gone.subscribe()
+    }
+
+    /// Looks whether a VM that was let go on does so, and tells everybody who hears of ends when its VMM says that it stands:
+    /// a vCPU that the kernel cannot run stops its VM without ending the process.
+    pub(crate) async fn look_after_resume(&self, name: &VmName, limit: Duration) -> Result<(), VmError> {
+        let (_, live) = self.live(name).await?;
+        if matches!(live.run_state(limit).await, Ok(false)) {
+            let reason = live::last_words(&live.runtime().dir).unwrap_or_else(|| "see the kernel log".to_owned());
+            // Nobody listens outside of a maintenance.
+            let _ = self.gone.send((name.clone(), format!("it was let go on, but stands; {reason}")));
+        }
+        Ok(())
     }
 
     /// What the configured VMMs are. Asking one takes a second or more, so it is done once per binary, and whoever needs
