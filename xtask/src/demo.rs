@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: a virtual host with a VM in it; its VMM is replaced, then the host's kernel, and what the VM felt.
+//! `cargo xtask demo`: a virtual host with a VM in it; the host's kernel is replaced under it, then its VMM, and what the VM felt.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ bridge = "br0"
 mac = "52:54:00:00:00:0b"
 "#;
 
-/// The first update: another QEMU, at once.
+/// The second update: another QEMU, at once.
 const NEWER_VMM: &str = "id = \"newer-qemu\"\ntitle = \"A newer QEMU under a running VM\"\nkind = \"vmm\"\nnotice_s = 0\n\
                          [change]\nvmm = \"11.1\"\n";
 
@@ -41,27 +41,27 @@ pub(crate) fn run(keep: bool) -> Result<()> {
     let born = host.probe(11).wait_alive(120).context("the guest did not come to life")?;
     let kernel = host.run("uname -r")?;
 
-    say("first its QEMU is replaced under it: rehearsal with a twin, then the pause");
+    say("first the host's own kernel is replaced under it, by kexec; its memory stays where it is");
+    host.probe(11).mark()?;
+    newer_kernel(host, &say)?;
+    let jumped = felt(host)?;
+
+    say("now its QEMU is replaced under it: rehearsal with a twin, then the pause");
     host.probe(11).mark()?;
     host.write("/root/newer-qemu.toml", NEWER_VMM)?;
     println!("{}", host.run("fermata update check /root/newer-qemu.toml")?);
     println!("{}", host.run("fermata update apply /root/newer-qemu.toml")?);
     let swapped = felt(host)?;
 
-    say("now the host's own kernel is replaced under it, by kexec; its memory stays where it is");
-    host.probe(11).mark()?;
-    newer_kernel(host, &say)?;
-    let jumped = felt(host)?;
-
     println!("{}", host.run("fermata vm list")?);
     println!("kernel of the host   {} -> {}", kernel.trim(), host.run("uname -r")?.trim());
-    println!("boot id of the guest {} -> {}", born.boot_id, jumped.clocks.boot_id);
+    println!("boot id of the guest {} -> {}", born.boot_id, swapped.clocks.boot_id);
     for (what, report) in [("another QEMU", &swapped), ("another host kernel", &jumped)] {
         println!("{what:<20} the guest stood still for {:.0} ms", report.gaps.max_ns() as f64 / 1e6);
     }
     let memory = host.probe(11).verify_memory()?;
     println!("memory of the guest  {} pages checked, {} wrong", memory.checked, memory.errors);
-    ensure!(born.boot_id == jumped.clocks.boot_id && memory.errors == 0, "the VM did not keep what it had");
+    ensure!(born.boot_id == swapped.clocks.boot_id && memory.errors == 0, "the VM did not keep what it had");
     if keep {
         lab.keep()?;
         println!("try it yourself:\n  cargo xtask lab exec --name demo host1\n  cargo xtask lab down --name demo");

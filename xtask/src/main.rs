@@ -41,6 +41,8 @@ enum Task {
         #[arg(last = true)]
         words: Vec<String>,
     },
+    /// Run the tests of hand overs between two real VMMs on this machine, and of both firmwares.
+    TestVmm,
     /// Run all tests that bring virtual hosts up, or those named; on a machine with nothing else to do.
     TestHosts {
         /// Files of `crates/lab/tests`, without `.rs`.
@@ -147,7 +149,8 @@ fn run() -> Result<()> {
     match Arguments::parse().command {
         Task::Lab(command) => lab::run(command),
         Task::Demo { keep } => demo::run(keep),
-        Task::Image => checks::image(),
+        Task::Image => checks::image(true),
+        Task::TestVmm => checks::test_vmm(),
         Task::TestHosts { names } => checks::test_hosts(&names),
         Task::Test { words } => {
             checks::test(&words)?;

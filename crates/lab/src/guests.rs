@@ -59,6 +59,25 @@ pub fn disk(image: &Image, probe: &Path, with_debian: bool) -> Result<PathBuf> {
     Ok(disk)
 }
 
+/// The Debian guest's disk by itself (qcow2), for tests that need no host.
+///
+/// # Errors
+/// As [`disk`].
+pub fn debian(probe: &Path) -> Result<PathBuf> {
+    let digest = command::digest([debian::recipe()?.as_bytes(), &fs::read(probe)?]);
+    let folder = paths::lab().join("guests");
+    fs::create_dir_all(&folder)?;
+    let disk = folder.join(format!("debian-{}.qcow2", &digest[..16]));
+    let lock = File::create(folder.join("lock"))?;
+    lock.lock()?;
+    if !disk.is_file() {
+        let part = folder.join("debian.part");
+        debian::write(&part, probe)?;
+        fs::rename(&part, &disk)?;
+    }
+    Ok(disk)
+}
+
 /// Kernel and initramfs; the probe is a second archive behind the first, as the kernel allows.
 fn small(image: &Image, probe: &[u8], folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;

@@ -40,17 +40,21 @@ pub(crate) struct Live {
     lent: Lent,
     /// Whether the guest ended by its own wish, as the monitor said.
     guest_ended: Arc<AtomicBool>,
+    /// Whether the guest restarted itself since this VMM has it: by its wish, or because its CPU gave up.
+    guest_reset: Arc<AtomicBool>,
 }
 
 impl Live {
     /// A VMM whose process and monitor are known.
     pub(super) fn new(process: Process, qmp: Qmp, runtime: Runtime, lent: Lent) -> Self {
         let guest_ended = Arc::new(AtomicBool::new(false));
-        let (mut events, noted) = (qmp.events(), Arc::clone(&guest_ended));
+        let guest_reset = Arc::new(AtomicBool::new(false));
+        let (mut events, noted, reset) = (qmp.events(), Arc::clone(&guest_ended), Arc::clone(&guest_reset));
         tokio::spawn(async move {
             while let Some(event) = events.next().await {
                 match event.kind {
                     EventKind::Shutdown { guest: true, .. } => noted.store(true, Ordering::Release),
+                    EventKind::Reset { guest: true } => reset.store(true, Ordering::Release),
                     EventKind::BlockIoError { device, reason, stopped, .. } => {
                         tracing::error!(device, reason, stopped, "disk error");
                     }
@@ -59,7 +63,7 @@ impl Live {
                 }
             }
         });
-        Self { process, qmp, runtime, lent, guest_ended }
+        Self { process, qmp, runtime, lent, guest_ended, guest_reset }
     }
 
     /// Finds the VMM of a record again: its process, its monitor, and copies of its descriptors out of it.
@@ -112,6 +116,11 @@ impl Live {
             tracing::error!(error = crate::chain(&error), "a VMM cannot be watched");
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Whether the guest restarted itself since this VMM has it.
+    pub(super) fn was_reset(&self) -> bool {
+        self.guest_reset.load(Ordering::Acquire)
     }
 
     /// Whether its vCPUs execute.

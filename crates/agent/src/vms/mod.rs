@@ -130,15 +130,18 @@ impl Vms {
         self.gone.subscribe()
     }
 
-    /// Looks whether a VM that was let go on does so, and tells everybody who hears of ends when its VMM says that it stands:
-    /// a vCPU that the kernel cannot run stops its VM without ending the process.
+    /// Looks whether a VM that was let go on does so, and tells everybody who hears of ends when it does not: a vCPU that the
+    /// kernel cannot run stops its VM without ending the process, and one that gives up restarts it.
     pub(crate) async fn look_after_resume(&self, name: &VmName, limit: Duration) -> Result<(), VmError> {
         let (_, live) = self.live(name).await?;
-        if matches!(live.run_state(limit).await, Ok(false)) {
-            let reason = live::last_words(&live.runtime().dir).unwrap_or_else(|| "see the kernel log".to_owned());
-            // Nobody listens outside of a maintenance.
-            let _ = self.gone.send((name.clone(), format!("it was let go on, but stands; {reason}")));
+        let stands = matches!(live.run_state(limit).await, Ok(false));
+        if !stands && !live.was_reset() {
+            return Ok(());
         }
+        let what = if stands { "it was let go on, but stands" } else { "its guest restarted right after the pause" };
+        let why = live::last_words(&live.runtime().dir).unwrap_or_else(|| "see the kernel log".to_owned());
+        // Nobody listens outside of a maintenance.
+        let _ = self.gone.send((name.clone(), format!("{what}; {why}")));
         Ok(())
     }
 

@@ -21,6 +21,12 @@ for deb in "$debs"/kernel/*.deb; do dpkg-deb -x "$deb" "$root"; done
 mkdir "$root/lab-vmm"
 for deb in "$debs"/vmm/*.deb; do dpkg-deb -x "$deb" "$root/lab-vmm"; done
 
+# Both QEMUs with all they need, for the outside. The older one runs the virtual hosts: before 8.1 an emulated CPU may run code that
+# another one has just rewritten, and a kernel that patches itself dies of it ("Oops: int3"). Both are there for tests without a host.
+stage_vmm "$root" /usr /usr/bin/qemu-system-x86_64 "$out/outer"
+stage_vmm "$root" /lab-vmm/usr /lab-vmm/usr/bin/qemu-system-x86_64 "$out/outer-newer"
+cp -L "$root/usr/share/OVMF/OVMF_CODE_4M.fd" "$root/usr/share/OVMF/OVMF_VARS_4M.fd" "$out/outer/share/"
+
 # Debian's QEMU looks for data and modules at fixed places only, where the other version's lie. So the newer one gets /opt instead
 # of /usr, written into its binary; only the head may change, as the linker lets strings share their ends.
 vmm=$root/usr/lib/fermata-lab/vmm
@@ -38,16 +44,6 @@ mv "$root/lab-vmm/usr/share/qemu" "$root/lab-vmm/usr/share/seabios" "$root/opt/s
 mv "$root/lab-vmm/usr/lib/x86_64-linux-gnu/qemu" "$root/opt/lib/x86_64-linux-gnu/"
 rm -rf "$root/lab-vmm" "$debs"
 echo "$stable_vmm $newer_vmm" >"$out/vmms"
-
-# The same QEMU, with all it needs, to run virtual hosts with on the outside: before 8.1 an emulated CPU may run code that another
-# one has just rewritten, and a kernel that patches itself dies of it ("Oops: int3").
-outer=$out/outer
-mkdir -p "$outer/lib" "$outer/share"
-cp "$root/usr/bin/qemu-system-x86_64" "$outer/"
-chroot "$root" ldd /usr/bin/qemu-system-x86_64 | sed -n 's,.* => \(/[^ ]*\) .*,\1,p; s,^\t\(/lib[^ ]*\) .*,\1,p' | sort -u |
-    while read -r library; do cp -L "$root$library" "$outer/lib/"; done
-cp -rL "$root/usr/share/qemu" "$root/usr/share/seabios" "$outer/share/"
-cp -r "$root/usr/lib/x86_64-linux-gnu/qemu" "$outer/modules"
 
 : >"$out/kernels"
 for release in "$stable" "$newer"; do

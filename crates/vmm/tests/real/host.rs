@@ -9,11 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use fermata_model::definition::{HostDefaults, resolve};
+use fermata_model::spec::{DiskFormat, Firmware};
 use fermata_model::{MachineType, VmDefinition, VmSpec};
 use fermata_vault::launch::{Door, Launch};
 use fermata_vault::memory::{Memfd, Provider, Region};
 use fermata_vault::process::Process;
-use fermata_vmm::command::{self, Accelerator, Paths, Role, Runtime};
+use fermata_vmm::command::{self, Accelerator, Paths, Role, Runtime, UefiFiles};
 use fermata_vmm::images;
 use fermata_vmm::qmp::Qmp;
 use uuid::Uuid;
@@ -25,7 +26,7 @@ const ROLE: &str = "FERMATA_TEST_LAUNCHER";
 /// The VMM that a variable names.
 pub(crate) fn vmm(variable: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(
-        || panic!("{variable} must name a QEMU 10.0 or newer (see docs/src/vmm.md); these tests run real VMMs"),
+        || panic!("{variable} must be set (see docs/src/vmm.md); these tests run real VMMs"),
         PathBuf::from,
     )
 }
@@ -93,6 +94,7 @@ pub(crate) struct Vm {
     pub(crate) definition: VmDefinition,
     region: Region,
     generation: u32,
+    uefi: Option<UefiFiles>,
 }
 
 /// A running VMM.
@@ -138,14 +140,44 @@ impl Vm {
         };
         let definition = resolve(VmSpec::from_toml(&toml).unwrap(), &host);
         let region = Memfd::default().allocate(definition.uuid, definition.memory).unwrap();
-        Self { folder, definition, region, generation: 0 }
+        Self { folder, definition, region, generation: 0, uefi: None }
+    }
+
+    /// A VM of the lab's Debian disk, through an overlay, with a firmware.
+    pub(crate) fn debian(machine: MachineType, disk: &Path, uefi: Option<&Path>) -> Self {
+        let mut vm = Self::new(machine, "");
+        let overlay = vm.folder.path().join("debian.qcow2");
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(disk).arg(&overlay);
+        assert!(create.status().unwrap().success());
+        vm.definition.disks[0].path = overlay;
+        vm.definition.disks[0].format = DiskFormat::Qcow2;
+        if let Some(ovmf) = uefi {
+            let vars = vm.folder.path().join("vars.fd");
+            std::fs::copy(ovmf.join("OVMF_VARS_4M.fd"), &vars).unwrap();
+            let vars_bytes = std::fs::metadata(&vars).unwrap().len();
+            vm.definition.firmware = Firmware::Uefi;
+            vm.uefi = Some(UefiFiles { code: ovmf.join("OVMF_CODE_4M.fd"), vars, vars_bytes });
+        }
+        vm
+    }
+
+    /// Waits until the guest has printed a text.
+    pub(crate) async fn says(&self, text: &str, limit: Duration) {
+        let said = async {
+            while !self.console().contains(text) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(limit, said).await.is_ok();
+        assert!(in_time, "no {text:?} within {limit:?}; the VMMs say: {}; the guest: {}", self.logs(), self.console());
     }
 
     /// The same VM with memory of its own, for twins.
     pub(crate) fn twin(&self) -> Self {
         let definition = self.definition.clone();
         let region = Memfd::default().allocate(definition.uuid, definition.memory).unwrap();
-        Self { folder: tempfile::tempdir().unwrap(), definition, region, generation: 0 }
+        Self { folder: tempfile::tempdir().unwrap(), definition, region, generation: 0, uefi: self.uefi.clone() }
     }
 
     /// Starts a VMM for it through a launcher, as the agent does.
@@ -161,7 +193,7 @@ impl Vm {
             console_log: self.console_log(),
             disks: self.definition.disks.iter().map(|disk| images::inspect(disk).unwrap()).collect(),
             vhost: false,
-            uefi: None,
+            uefi: self.uefi.clone(),
             memory: command::MemoryPlace::of(&self.region),
         };
         let launch = Launch {
@@ -190,7 +222,7 @@ impl Vm {
 
     /// What the guest has printed.
     pub(crate) fn console(&self) -> String {
-        std::fs::read_to_string(self.console_log()).unwrap_or_default()
+        String::from_utf8_lossy(&std::fs::read(self.console_log()).unwrap_or_default()).into_owned()
     }
 
     /// Waits until the guest has printed `more` letters.

@@ -1,5 +1,6 @@
 //! Real VMMs, started and replaced as the agent does it, under a guest that ticks.
 //!
+//! `FERMATA_TEST_DEBIAN` names the lab's Debian disk (qcow2), `FERMATA_TEST_OVMF` the folder of the UEFI firmware.
 //! `FERMATA_TEST_VMM_OLD` and `FERMATA_TEST_VMM_NEW` name two QEMUs (10.0 or newer; may be the same).
 
 #![expect(clippy::unwrap_used, reason = "these are tests; helpers outside test functions are not recognised as such")]
@@ -234,4 +235,17 @@ async fn a_saved_vm_goes_on_in_another_vmm_or_in_the_same() {
     handover::resume(&monitor, LIMIT).await.unwrap().unwrap();
     vm.ticks(3).await;
     vm.assert_unbroken();
+}
+
+#[tokio::test]
+async fn both_firmwares_boot_debian() {
+    let disk = host::vmm("FERMATA_TEST_DEBIAN");
+    let ovmf = host::vmm("FERMATA_TEST_OVMF");
+    for (what, uefi) in [("BIOS", None), ("UEFI", Some(ovmf.as_path()))] {
+        let began = std::time::Instant::now();
+        let mut vm = Vm::debian(machine().await, &disk, uefi);
+        let _vmm = vm.start(&old_vmm(), Role::Run, false);
+        vm.says("debian login:", Duration::from_secs(300)).await;
+        eprintln!("Debian by {what}: login after {:.0} s", began.elapsed().as_secs_f64());
+    }
 }
