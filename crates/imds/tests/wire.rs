@@ -120,7 +120,7 @@ async fn lease_over_the_wire(guest: &Space) {
         leases: [(mac(1), (Ipv4Addr::new(10, 0, 0, 5), "a".to_owned()))].into(),
     };
     let socket = dhcp::bind(&"br0".parse().unwrap()).unwrap();
-    let server = tokio::spawn(dhcp::serve(socket, move || offer.clone()));
+    let server = tokio::spawn(dhcp::serve(socket, move || Some(offer.clone())));
     let answer = guest.inside(|| {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
         socket.bind_device(Some(b"eth0")).unwrap();
