@@ -3,19 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use fermata_lab::{Host, Lab, LabSpec, payload::vmm_binary};
+use fermata_lab::{Host, Lab, LabSpec, guests, payload::vmm_binary};
 use fermata_probe::report::Report;
 use serde_json::Value;
-
-/// The guest: Debian's kernel with the probe as main program.
-const GUEST: &str = r#"name = "guest"
-vcpus = 1
-memory = "256MiB"
-firmware = { kernel = { image = "/var/lib/fermata-lab/images/small/vmlinuz", initrd = "/var/lib/fermata-lab/images/small/initrd.img", cmdline = "console=ttyS0 quiet" } }
-[[nic]]
-bridge = "br0"
-mac = "52:54:00:00:00:0b"
-"#;
 
 /// The second update: another QEMU, at once.
 const NEWER_VMM: &str = "id = \"newer-qemu\"\ntitle = \"A newer QEMU under a running VM\"\nkind = \"vmm\"\nnotice_s = 0\n\
@@ -36,7 +26,7 @@ pub(crate) fn run(keep: bool) -> Result<()> {
     host.wait_agent_ready(Duration::from_secs(120))?;
     println!("{}", host.run("fermata host show")?);
     say("a VM on the older QEMU; a program in it notes every pause, its memory and its clocks");
-    host.write("/root/guest.toml", GUEST)?;
+    host.write("/root/guest.toml", &guests::small_spec("guest", 11, 256, "", ""))?;
     println!("{}", host.run("fermata vm create --start /root/guest.toml")?);
     let born = host.probe(11).wait_alive(120).context("the guest did not come to life")?;
     let kernel = host.run("uname -r")?;

@@ -70,7 +70,9 @@ make_ext4() {
 # stage_vmm ROOT PREFIX BINARY FOLDER: a QEMU of ROOT that runs anywhere by its own loader, with its libraries, data and modules.
 stage_vmm() {
     mkdir -p "$4/lib" "$4/share"
-    cp "$1$3" "$4/qemu-system-x86_64"
+    # What it does not find among its own modules it would take from a QEMU installed on this machine, and refuse as foreign.
+    sed 's,/usr/lib/x86_64-linux-gnu/qemu,/usr/lib/x86_64-linux-gnu/none,g' "$1$3" >"$4/qemu-system-x86_64"
+    chmod 755 "$4/qemu-system-x86_64"
     chroot "$1" ldd "$3" | sed -n 's,.* => \(/[^ ]*\) .*,\1,p; s,^\t\(/lib[^ ]*\) .*,\1,p' | sort -u |
         while read -r library; do cp -L "$1$library" "$4/lib/"; done
     cp -rL "$1$2/share/qemu" "$1$2/share/seabios" "$4/share/"

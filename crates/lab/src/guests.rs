@@ -21,6 +21,23 @@ use crate::{command, debian, image::Image, paths, progress::Step, spec::Kernel};
 /// Where a host finds the images.
 pub const FOLDER: &str = "/var/lib/fermata-lab/images";
 
+/// Specification of a small guest: `words` more for its kernel's command line, `extra` more lines before its NIC. By the lab's
+/// rule the last byte of its MAC is the last byte of its address.
+#[must_use]
+pub fn small_spec(name: &str, last: u8, memory_mib: u64, words: &str, extra: &str) -> String {
+    format!(
+        r#"name = "{name}"
+vcpus = 1
+memory = "{memory_mib}MiB"
+firmware = {{ kernel = {{ image = "{FOLDER}/small/vmlinuz", initrd = "{FOLDER}/small/initrd.img", cmdline = "console=ttyS0 quiet {words}" }} }}
+{extra}
+[[nic]]
+bridge = "br0"
+mac = "52:54:00:00:00:{last:02x}"
+"#
+    )
+}
+
 /// The disk with all images, made if it is not there yet.
 ///
 /// # Errors

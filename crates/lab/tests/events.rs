@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use fermata_lab::{Host, Lab, LabSpec};
+use fermata_lab::{Host, Lab, LabSpec, guests};
 use fermata_probe::metadata::{Answer, Sighting};
 use serde_json::Value;
 
@@ -23,17 +23,7 @@ fn json(host: &Host, command: &str) -> Value {
 
 impl<'a> Guest<'a> {
     fn start(host: &'a Host, name: &'static str, last: u8, more: &str) -> Self {
-        let spec = format!(
-            r#"name = "{name}"
-vcpus = 1
-memory = "128MiB"
-firmware = {{ kernel = {{ image = "/var/lib/fermata-lab/images/small/vmlinuz", initrd = "/var/lib/fermata-lab/images/small/initrd.img", cmdline = "console=ttyS0 quiet fermata.sample_us=50000 fermata.beat_us=500000" }} }}
-{more}
-[[nic]]
-bridge = "br0"
-mac = "52:54:00:00:00:{last:02x}"
-"#
-        );
+        let spec = guests::small_spec(name, last, 128, "fermata.sample_us=50000 fermata.beat_us=500000", more);
         host.write(&format!("/tmp/{name}.toml"), &spec).unwrap();
         host.run(&format!("fermata vm create --start /tmp/{name}.toml")).unwrap();
         Self { host, name, last }

@@ -12,7 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use fermata_lab::{Host, Lab, LabSpec};
+use fermata_lab::{Host, Lab, LabSpec, guests};
 use serde_json::Value;
 
 const BUSY: Duration = Duration::from_secs(420);
@@ -132,18 +132,9 @@ impl Fleet {
 }
 
 fn start_vm(host: &Host, name: &str, set: &str, domain: usize, last: usize) {
-    let spec = format!(
-        r#"name = "{name}"
-vcpus = 1
-memory = "192MiB"
-guest_agent = false
-availability_set = {{ name = "{set}", update_domain = {domain} }}
-firmware = {{ kernel = {{ image = "/var/lib/fermata-lab/images/small/vmlinuz", initrd = "/var/lib/fermata-lab/images/small/initrd.img", cmdline = "console=ttyS0 quiet fermata.memory=16" }} }}
-[[nic]]
-bridge = "br0"
-mac = "52:54:00:00:00:{last:02x}"
-"#
-    );
+    let domain = format!("guest_agent = false\navailability_set = {{ name = \"{set}\", update_domain = {domain} }}");
+    let last = u8::try_from(last).unwrap();
+    let spec = guests::small_spec(name, last, 192, "fermata.memory=16", &domain);
     host.write(&format!("/tmp/{name}.toml"), &spec).unwrap();
     host.run(&format!("fermata vm create --start /tmp/{name}.toml")).unwrap();
 }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use fermata_lab::{Host, Lab, LabSpec, payload::vmm_binary};
+use fermata_lab::{Host, Lab, LabSpec, guests, payload::vmm_binary};
 use serde_json::Value;
 
 const VAULT: &str = "memmap=1G!4G";
@@ -26,19 +26,9 @@ fn json(host: &Host, command: &str) -> Value {
 }
 
 fn start_guest(host: &Host, name: &str, last: u8) {
-    let spec = format!(
-        r#"name = "{name}"
-vcpus = 1
-memory = "256MiB"
-firmware = {{ kernel = {{ image = "/var/lib/fermata-lab/images/small/vmlinuz", initrd = "/var/lib/fermata-lab/images/small/initrd.img", cmdline = "console=ttyS0 quiet fermata.memory=32 fermata.disk=/dev/vda fermata.target=10.88.0.2:7070" }} }}
-[[disk]]
-path = "/srv/{name}.img"
-format = "raw"
-[[nic]]
-bridge = "br0"
-mac = "52:54:00:00:00:{last:02x}"
-"#
-    );
+    let words = "fermata.memory=32 fermata.disk=/dev/vda fermata.target=10.88.0.2:7070";
+    let disk = format!("[[disk]]\npath = \"/srv/{name}.img\"\nformat = \"raw\"");
+    let spec = guests::small_spec(name, last, 256, words, &disk);
     host.run(&format!("truncate -s 64M /srv/{name}.img")).unwrap();
     host.write(&format!("/tmp/{name}.toml"), &spec).unwrap();
     host.run(&format!("fermata vm create --start /tmp/{name}.toml")).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fermata_lab::{Lab, LabSpec};
+use fermata_lab::{Lab, LabSpec, guests};
 
 /// What a laptop has to spare for all of it, in bytes.
 const ROOM: u64 = 10 << 30;
@@ -17,16 +17,7 @@ fn two_hosts_with_two_guests_each_fit_and_reach_each_other() {
     for host in lab.hosts() {
         host.wait_agent_ready(Duration::from_secs(90)).unwrap();
         for last in [11, 12] {
-            let guest = format!(
-                r#"name = "g{last}"
-vcpus = 1
-memory = "256MiB"
-firmware = {{ kernel = {{ image = "/var/lib/fermata-lab/images/small/vmlinuz", initrd = "/var/lib/fermata-lab/images/small/initrd.img", cmdline = "console=ttyS0 quiet" }} }}
-[[nic]]
-bridge = "br0"
-mac = "52:54:00:00:00:{last:02x}"
-"#
-            );
+            let guest = guests::small_spec(&format!("g{last}"), last, 256, "", "");
             host.write("/tmp/vm.toml", &guest).unwrap();
             host.run("fermata vm create --start /tmp/vm.toml").unwrap();
         }

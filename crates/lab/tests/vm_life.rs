@@ -4,22 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use fermata_lab::{Host, Lab, LabSpec};
+use fermata_lab::{Host, Lab, LabSpec, guests, machine::Acceleration};
 use serde_json::Value;
 
 /// A guest of the lab: Debian's kernel, busybox, the probe; its address ends with `last`.
 fn small(name: &str, last: u8, extra: &str) -> String {
-    format!(
-        r#"name = "{name}"
-vcpus = 1
-memory = "192MiB"
-firmware = {{ kernel = {{ image = "/var/lib/fermata-lab/images/small/vmlinuz", initrd = "/var/lib/fermata-lab/images/small/initrd.img", cmdline = "console=ttyS0 quiet" }} }}
-{extra}
-[[nic]]
-bridge = "br0"
-mac = "52:54:00:00:00:{last:02x}"
-"#
-    )
+    guests::small_spec(name, last, 192, "", extra)
 }
 
 /// A specification without anything but the three lines every VM needs, and `extra`.
@@ -192,10 +182,17 @@ fn a_vm_does_not_notice_the_end_of_its_agent(host: &Host) {
     let undisturbed = largest("sleep 8");
     let kill = "systemctl kill -s KILL fermata-agent; \
                 timeout 60 sh -c 'until fermata vm list >/dev/null 2>&1; do sleep 0.1; done'; sleep 4";
-    // The machine around an emulated host takes its time too, now and then; an agent that disturbs does so each time.
+    // The machine around an emulated host takes its time too, now and then; an agent that disturbs does so each time. The
+    // number promised is for hosts with hardware virtualisation; under emulation a test can only tell a guest that stood.
     let disturbed = (0..3).map(|_| largest(kill)).fold(f64::INFINITY, f64::min);
-    println!("largest gap in the guest: undisturbed {undisturbed:.1} ms, agent killed {disturbed:.1} ms");
-    assert!(disturbed <= 50.0_f64.max(undisturbed + 50.0), "{disturbed} ms, undisturbed {undisturbed} ms");
+    println!(
+        "largest gap in the guest: undisturbed {undisturbed:.1} ms, agent killed {disturbed:.1} ms (3 kills, the best)"
+    );
+    let limit = match Acceleration::detect() {
+        Acceleration::Kvm => 50.0,
+        Acceleration::Tcg => 500.0,
+    };
+    assert!(disturbed <= undisturbed + limit, "{disturbed} ms, undisturbed {undisturbed} ms");
     assert_eq!(pid(host, "g2"), its_pid, "the same process after three killed agents");
     assert_eq!(probe.clocks().unwrap().boot_id, before.boot_id);
     let console = host.run("(sleep 12) | timeout 12 fermata vm console g2 || true").unwrap();

@@ -29,7 +29,6 @@ use super::live::{Lent, Live};
 use super::start::{READY_LIMIT, make_dir, with_last_words};
 use super::{VmError, Vms};
 use crate::inventory::{Runtime, VmRecord};
-use crate::links;
 
 /// How long an operator's second try may take.
 const RESTORE_LIMIT: Duration = Duration::from_secs(60);
@@ -142,20 +141,8 @@ impl Vms {
         if was.boot == self.boot {
             self.tear_down_vmm(&was).await?;
         }
-        let key = name.clone();
-        let generation = self.db(move |db| db.next_generation(&key)).await?;
-        let nics = 0..record.definition.nics.len();
-        let mut runtime = Runtime {
-            generation,
-            unit: format!("fermata-vm-{name}-{generation}.service"),
-            vmm: vmm.unwrap_or(was.vmm),
-            boot: self.boot,
-            process: None,
-            dir: self.config.run_dir.join("vm").join(name.as_str()).join(generation.to_string()),
-            taps: nics.map(|nic| links::tap_name(record.definition.uuid, nic, generation)).collect(),
-            owners: was.owners.clone(),
-            vault: Kind::Devdax,
-        };
+        let vmm = vmm.unwrap_or(was.vmm);
+        let mut runtime = self.next_runtime(&record.definition, vmm, Kind::Devdax, was.owners.clone()).await?;
         self.note_runtime(name, &runtime).await?;
         let restored = tokio::time::timeout(limit, self.load_from_vault(&record, &mut runtime)).await;
         let restored = restored.unwrap_or_else(|_| {

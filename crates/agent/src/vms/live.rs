@@ -40,7 +40,7 @@ pub(crate) struct Live {
     lent: Lent,
     /// Whether the guest ended by its own wish, as the monitor said.
     guest_ended: Arc<AtomicBool>,
-    /// Whether the guest restarted itself since this VMM has it: by its wish, or because its CPU gave up.
+    /// Whether the guest restarted itself since it was last let go on: by its wish, or because its CPU gave up.
     guest_reset: Arc<AtomicBool>,
 }
 
@@ -55,6 +55,8 @@ impl Live {
                 match event.kind {
                     EventKind::Shutdown { guest: true, .. } => noted.store(true, Ordering::Release),
                     EventKind::Reset { guest: true } => reset.store(true, Ordering::Release),
+                    // A restart before this pause was none of its doing.
+                    EventKind::Resume => reset.store(false, Ordering::Release),
                     EventKind::BlockIoError { device, reason, stopped, .. } => {
                         tracing::error!(device, reason, stopped, "disk error");
                     }
@@ -118,7 +120,7 @@ impl Live {
         }
     }
 
-    /// Whether the guest restarted itself since this VMM has it.
+    /// Whether the guest restarted itself since it was last let go on.
     pub(super) fn was_reset(&self) -> bool {
         self.guest_reset.load(Ordering::Acquire)
     }

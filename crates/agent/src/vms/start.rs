@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fermata_model::spec::Firmware;
-use fermata_model::{VmDefinition, VmName};
+use fermata_model::{VmDefinition, VmName, VmmVersion};
 use fermata_vault::launch::{Door, Launch};
+use fermata_vault::memory::Kind;
 use fermata_vault::process::Process;
 use fermata_vault::tap;
 use fermata_vmm::command::{self, Accelerator, MemoryPlace, Paths, Role, UefiFiles};
@@ -113,26 +114,34 @@ impl Vms {
         }
         let user = self.vm_user()?;
         let owners = owners_to_put_back(definition, &user)?;
-        let name = definition.name.clone();
-        let generation = self.db(move |db| db.next_generation(&name)).await?;
-        let mut taps = Vec::new();
-        for nic in 0..definition.nics.len() {
-            taps.push(links::tap_name(definition.uuid, nic, generation));
-        }
-        let runtime = Runtime {
-            generation,
-            unit: format!("fermata-vm-{}-{generation}.service", definition.name),
-            vmm: definition.vmm,
-            boot: self.boot,
-            process: None,
-            dir: self.config.run_dir.join("vm").join(definition.name.as_str()).join(generation.to_string()),
-            taps,
-            owners,
-            vault: self.vaults.kind(),
-        };
+        let runtime = self.next_runtime(definition, definition.vmm, self.vaults.kind(), owners).await?;
         let (key, stored) = (definition.name.clone(), runtime.clone());
         self.db(move |db| db.set_runtime(&key, Some(&stored))).await?;
         Ok(runtime)
+    }
+
+    /// What is to be set up for the VM's next VMM process: names that no other of its processes has had.
+    pub(super) async fn next_runtime(
+        &self,
+        definition: &VmDefinition,
+        vmm: VmmVersion,
+        vault: Kind,
+        owners: Vec<FileOwner>,
+    ) -> Result<Runtime, VmError> {
+        let name = definition.name.clone();
+        let generation = self.db(move |db| db.next_generation(&name)).await?;
+        let name = &definition.name;
+        Ok(Runtime {
+            generation,
+            unit: format!("fermata-vm-{name}-{generation}.service"),
+            vmm,
+            boot: self.boot,
+            process: None,
+            dir: self.config.run_dir.join("vm").join(name.as_str()).join(generation.to_string()),
+            taps: (0..definition.nics.len()).map(|nic| links::tap_name(definition.uuid, nic, generation)).collect(),
+            owners,
+            vault,
+        })
     }
 
     pub(super) fn vm_user(&self) -> Result<User, VmError> {

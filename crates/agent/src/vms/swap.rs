@@ -28,7 +28,6 @@ use super::live::{Lent, Live};
 use super::start::{READY_LIMIT, make_dir};
 use super::{Slot, VmError, Vms, check};
 use crate::inventory::{Runtime, VmRecord};
-use crate::links;
 
 /// How long a VMM may take to end that was told to.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -80,20 +79,8 @@ impl Vms {
         let record = self.record(name).await?;
         let live = running(&slot, name, &record).await?;
         check::vmm_info(self, vmm).await?;
-        let key = name.clone();
-        let generation = self.db(move |db| db.next_generation(&key)).await?;
-        let nics = 0..record.definition.nics.len();
-        let mut runtime = Runtime {
-            generation,
-            unit: format!("fermata-vm-{name}-{generation}.service"),
-            vmm,
-            boot: self.boot,
-            process: None,
-            dir: self.config.run_dir.join("vm").join(name.as_str()).join(generation.to_string()),
-            taps: nics.map(|nic| links::tap_name(record.definition.uuid, nic, generation)).collect(),
-            owners: live.runtime().owners.clone(),
-            vault: live.runtime().vault,
-        };
+        let runs = live.runtime();
+        let mut runtime = self.next_runtime(&record.definition, vmm, runs.vault, runs.owners.clone()).await?;
         self.note_beside(name, Some(&runtime)).await?;
         match self.set_up_new(&record, &live, &mut runtime, way).await {
             Ok(beside) => {

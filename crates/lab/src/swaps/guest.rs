@@ -67,7 +67,7 @@ impl Guest {
     pub fn toml(&self) -> String {
         let Self { name, last, vcpus, memory_mib, cmdline, extra, .. } = self;
         let format = if self.format == Format::Raw { "raw" } else { "qcow2" };
-        let small = "/var/lib/fermata-lab/images/small";
+        let small = format!("{}/small", crate::guests::FOLDER);
         let mut text = String::new();
         let _ = writeln!(text, "name = \"{name}\"\nvcpus = {vcpus}\nmemory = \"{memory_mib}MiB\"\n{extra}");
         let _ = writeln!(
