@@ -79,6 +79,9 @@ pub(crate) struct Up {
     /// Memory of each host, in MiB.
     #[arg(long, default_value_t = 3072)]
     memory: u64,
+    /// Processors of each host; usually 2, or 1 where they are emulated.
+    #[arg(long)]
+    cpus: Option<u32>,
     /// Kernel of each host: 6.12 or 7.2.
     #[arg(long, default_value = "6.12")]
     kernel: Kernel,
@@ -107,6 +110,7 @@ fn up(up: &Up) -> Result<()> {
     spec.debian_guest = up.debian;
     for host in &mut spec.hosts {
         host.memory_mib = up.memory;
+        host.cpus = up.cpus.unwrap_or(host.cpus);
         host.kernel = up.kernel;
         host.cmdline.clone_from(&up.cmdline);
     }

@@ -62,7 +62,7 @@ make_ext4() {
     truncate -s "$3" "$2"
     mkdir -p "$2.view"
     unshare --mount sh -ec 'mount --bind "$1" "$2.view"
-        mkfs.ext4 -q -F -L "$3" -O ^has_journal,^metadata_csum -E lazy_itable_init=1,root_owner=0:0 -m 0 -d "$2.view" "$2"' \
+        mkfs.ext4 -q -F -L "$3" -O ^metadata_csum -E lazy_itable_init=1,root_owner=0:0 -m 0 -d "$2.view" "$2"' \
         sh "$1" "$2" "$4"
     rmdir "$2.view"
 }

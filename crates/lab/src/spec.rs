@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Acceleration;
+
 /// A lab: hosts that share a private network.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LabSpec {
@@ -44,6 +46,9 @@ impl LabSpec {
         if let Some(host) = self.hosts.iter().find(|host| !(512..=65_536).contains(&host.memory_mib)) {
             bail!("a host with {} MiB: use 512 to 65536", host.memory_mib);
         }
+        if let Some(host) = self.hosts.iter().find(|host| !(1..=16).contains(&host.cpus)) {
+            bail!("a host with {} processors: use 1 to 16", host.cpus);
+        }
         Ok(())
     }
 }
@@ -53,7 +58,7 @@ impl LabSpec {
 pub struct HostSpec {
     /// Memory, in MiB.
     pub memory_mib: u64,
-    /// Virtual processors.
+    /// Virtual processors: two, or one where they are emulated ([`Acceleration::processors`](crate::machine::Acceleration::processors)).
     pub cpus: u32,
     /// Kernel it boots; both are installed, so a test can change to the other one by kexec.
     pub kernel: Kernel,
@@ -70,7 +75,7 @@ impl Default for HostSpec {
     fn default() -> Self {
         Self {
             memory_mib: 3072,
-            cpus: 2,
+            cpus: Acceleration::detect().processors(),
             kernel: Kernel::Stable,
             cmdline: String::new(),
             imds: false,

@@ -47,25 +47,39 @@ fn vcpu() -> Result<kvm_ioctls::VcpuFd, KvmError> {
     vm.create_vcpu(0).map_err(broken("creating a vCPU"))
 }
 
-/// A VM of nothing that exists as long as this value does.
+/// VMs of nothing that exist as long as this value does.
 #[derive(Debug)]
 pub struct Held {
-    _vm: kvm_ioctls::VmFd,
+    _machines: [(kvm_ioctls::VmFd, Vec<kvm_ioctls::VcpuFd>); 2],
 }
 
-/// Makes an empty VM and keeps it.
+/// Makes VMs that never run and keeps them.
 ///
-/// With the first VM and after the last one the kernel rewrites code of its scheduler (`preempt_notifier_inc` in
-/// `kvm_create_vm`). An emulator of several CPUs may get that wrong once in a hundred times, and the host's kernel then
-/// dies of a breakpoint nobody set; with one VM always there it happens once per boot.
+/// The kernel rewrites its own code (static keys) when the first user of a feature comes and when the last one goes: its
+/// scheduler for the first VM (`preempt_notifier_inc` in `kvm_create_vm`), KVM's entry path for vCPUs whose APIC is switched off
+/// by software, as each is until its guest boots (`apic_sw_disabled`), or by hardware (`apic_hw_disabled`), or that have none
+/// (`kvm_has_noapic_vcpu`). An emulator of several CPUs may get such a rewrite wrong once in a hundred times, and the host's
+/// kernel then dies of a breakpoint nobody set or of a broken stack. With one user of each always there it happens once per boot.
 ///
 /// # Errors
 /// [`KvmError`] when no VM can be made.
 pub fn hold() -> Result<Held, KvmError> {
+    let broken = |what| move |errno: kvm_ioctls::Error| KvmError::Broken { what, source: errno.into() };
     let kvm = Kvm::new().map_err(|errno| KvmError::Open(errno.into()))?;
-    let vm = kvm.create_vm().map_err(|errno| KvmError::Broken { what: "creating a VM", source: errno.into() })?;
-    Ok(Held { _vm: vm })
+    let machine = || kvm.create_vm().map_err(broken("creating a VM"));
+    let (ordinary, bare) = (machine()?, machine()?);
+    ordinary.create_irq_chip().map_err(broken("creating interrupt controllers"))?;
+    let off_by_software = ordinary.create_vcpu(0).map_err(broken("creating a vCPU"))?;
+    let off_by_hardware = ordinary.create_vcpu(1).map_err(broken("creating a vCPU"))?;
+    let mut registers = off_by_hardware.get_sregs().map_err(broken("reading registers"))?;
+    registers.apic_base &= !APIC_ENABLE;
+    off_by_hardware.set_sregs(&registers).map_err(broken("switching an APIC off"))?;
+    let without = bare.create_vcpu(0).map_err(broken("creating a vCPU"))?;
+    Ok(Held { _machines: [(ordinary, vec![off_by_software, off_by_hardware]), (bare, vec![without])] })
 }
+
+/// Global enable bit of `IA32_APIC_BASE` (Intel SDM, volume 3, 10.4.4).
+const APIC_ENABLE: u64 = 1 << 11;
 
 /// The frequency that KVM gives a guest's TSC on this host, in kHz; `None` where KVM is missing or does not tell.
 #[must_use]

@@ -104,6 +104,17 @@ impl Guest {
         self.probe(host).wait_alive(180)
     }
 
+    /// What is to be seen of it from outside when it does not answer.
+    #[must_use]
+    pub fn last_words(&self, host: &Host) -> String {
+        let name = &self.name;
+        let look = format!(
+            "fermata vm show {name}; tail -c 2000 /run/fermata/vm/{name}/console.log; journalctl -q --no-pager -n 5 -u 'fermata-vm-{name}-*'; \
+             ip -br link; dmesg | tail -n 5"
+        );
+        host.run(&look).unwrap_or_else(|error| format!("{error:#}"))
+    }
+
     /// Its probe.
     #[must_use]
     pub fn probe<'a>(&self, host: &'a Host) -> Probe<'a> {

@@ -114,7 +114,7 @@ struct Snapshot {
 
 fn snapshot(host: &Host, guest: &Guest) -> Result<Snapshot> {
     let address = format!("10.77.0.{}:{CONTROL_PORT}", guest.last);
-    let text = host.run(&format!("fermata-probe offset {address}"))?;
+    let text = host.run(&format!("fermata-probe offset {address}")).with_context(|| guest.last_words(host))?;
     let offset = serde_json::from_str(&text).with_context(|| format!("read an offset: {text}"))?;
     Ok(Snapshot { report: guest.probe(host).report()?, offset })
 }
