@@ -55,21 +55,22 @@ const fn case_of(name: &'static str, size: Size, placement: Placement, seed: u64
     Case { name, size, placement, seed, runs, compare }
 }
 
-/// Fleets of three seeds: the search must not be good at one fleet alone.
+/// Fleets of three seeds: the search must not be good at one fleet alone. Its settings were chosen with seeds 1 to 3,
+/// which are therefore not among these.
 const CASES: [Case; 13] = [
-    case_of("random", Size::Large, Placement::Random, 1, 3, true),
-    case_of("random", Size::Large, Placement::Random, 2, 1, true),
-    case_of("random", Size::Large, Placement::Random, 3, 1, true),
-    case_of("aligned", Size::Large, ALIGNED, 1, 3, false),
-    case_of("aligned", Size::Large, ALIGNED, 2, 1, false),
-    case_of("aligned", Size::Large, ALIGNED, 3, 1, false),
-    case_of("aligned, 1 % misplaced", Size::Large, Placement::Aligned { misplaced: 100 }, 1, 1, false),
-    case_of("random, small", Size::Small, Placement::Random, 1, 3, true),
-    case_of("random, small", Size::Small, Placement::Random, 2, 3, true),
-    case_of("random, small", Size::Small, Placement::Random, 3, 3, true),
-    case_of("aligned, small", Size::Small, ALIGNED, 1, 3, false),
-    case_of("aligned, small", Size::Small, ALIGNED, 2, 3, false),
-    case_of("aligned, small", Size::Small, ALIGNED, 3, 3, false),
+    case_of("random", Size::Large, Placement::Random, 11, 1, true),
+    case_of("random", Size::Large, Placement::Random, 12, 1, true),
+    case_of("random", Size::Large, Placement::Random, 13, 1, true),
+    case_of("aligned", Size::Large, ALIGNED, 11, 1, false),
+    case_of("aligned", Size::Large, ALIGNED, 12, 1, false),
+    case_of("aligned", Size::Large, ALIGNED, 13, 1, false),
+    case_of("aligned, 1 % misplaced", Size::Large, Placement::Aligned { misplaced: 100 }, 11, 1, false),
+    case_of("random, small", Size::Small, Placement::Random, 11, 3, true),
+    case_of("random, small", Size::Small, Placement::Random, 12, 3, true),
+    case_of("random, small", Size::Small, Placement::Random, 13, 3, true),
+    case_of("aligned, small", Size::Small, ALIGNED, 11, 3, false),
+    case_of("aligned, small", Size::Small, ALIGNED, 12, 3, false),
+    case_of("aligned, small", Size::Small, ALIGNED, 13, 3, false),
 ];
 
 /// What a case gave.
@@ -200,6 +201,7 @@ fn all() -> Result<()> {
     };
     let summary = json!({
         "plan_s": worst(Size::Large, None, |run| run.plan_s),
+        "plan_cpu_s": worst(Size::Large, None, |run| run.plan_cpu_s),
         "rss_mib": worst(Size::Large, None, |run| run.rss_mib),
         "makespan_ratio_aligned": worst(Size::Large, Some(ALIGNED), |run| ratio(run.makespan_s, run.lower_bound_s)),
         "makespan_ratio_random": worst(Size::Large, Some(Placement::Random), |run| ratio(run.makespan_s, run.lower_bound_s)),

@@ -2,9 +2,11 @@
 
 use std::cmp::Reverse;
 
+use fermata_model::UpdateDomain;
+
 use super::Seconds;
 use super::dsatur;
-use super::problem::Problem;
+use super::problem::{Problem, Touch};
 use crate::fleet::Fleet;
 
 /// Classes of hosts one after the other, and the hosts that do not fit their class at the end, by colour.
@@ -53,14 +55,31 @@ fn given(fleet: &Fleet, problem: &Problem, key: &str) -> Vec<Option<u32>> {
     problem.jobs.iter().map(|job| value(job).map(|v| values.partition_point(|other| *other < v) as u32)).collect()
 }
 
+/// The class that all of a host's VMs speak for. Where there are several, the first in which its sets stay within their
+/// quotas: hosts beyond a quota run one after the other and hold up the whole class.
 fn inferred(fleet: &Fleet, problem: &Problem) -> Vec<Option<u32>> {
     let classes = fleet.class_count();
-    let class = |job: &super::problem::Job| {
-        let class = fleet.host_class(job.host, classes);
-        let mut members = fleet.vms_on(job.host).iter().filter_map(|vm| vm.member);
-        members.all(|m| fleet.fits_class(m.set, m.domain, class)).then_some(u32::from(class))
+    let mut vms_in_class = vec![[0u32; UpdateDomain::MAX_COUNT as usize]; problem.sets.len()];
+    let mut class = |job: usize| {
+        let host = problem.jobs[job].host;
+        let touches = problem.touches_of(job);
+        let fits = |class: u8| {
+            fleet.vms_on(host).iter().filter_map(|vm| vm.member).all(|m| fleet.fits_class(m.set, m.domain, class))
+        };
+        let beyond = |class: u8| -> u32 {
+            let beyond = |t: &Touch| {
+                let there = vms_in_class[t.set as usize][usize::from(class)];
+                if there == 0 { 0 } else { (there + t.vms).saturating_sub(problem.sets[t.set as usize].quota) }
+            };
+            touches.iter().map(beyond).sum()
+        };
+        let chosen = (0..classes).filter(|class| fits(*class)).min_by_key(|class| (beyond(*class), *class))?;
+        for touch in touches {
+            vms_in_class[touch.set as usize][usize::from(chosen)] += touch.vms;
+        }
+        Some(u32::from(chosen))
     };
-    problem.jobs.iter().map(class).collect()
+    (0..problem.jobs.len()).map(&mut class).collect()
 }
 
 /// Colour classes in the order of their colours, the longest work first inside one.

@@ -46,6 +46,8 @@ pub(crate) struct Touched {
     pub(crate) recovery: Seconds,
     /// How many of its VMs may be in work at once.
     pub(crate) quota: u32,
+    /// Whether one of its groups has more VMs than that among the jobs.
+    pub(crate) can_exceed_quota: bool,
 }
 
 /// The scheduling problem. Never holds an edge between two hosts: at 100,000 hosts there are 50 million.
@@ -177,6 +179,15 @@ impl Problem {
             }
         }
         self.first_member = first;
+        let mut by_group: Vec<(Group, u32)> = Vec::new();
+        for set in 0..self.sets.len() {
+            by_group.clear();
+            by_group.extend(self.members_of(set as u32).iter().map(|&(_, group, vms)| (group, vms)));
+            by_group.sort_unstable();
+            let quota = self.sets[set].quota;
+            let mut groups = by_group.chunk_by(|a, b| a.0 == b.0);
+            self.sets[set].can_exceed_quota = groups.any(|group| group.iter().map(|(_, vms)| vms).sum::<u32>() > quota);
+        }
     }
 
     pub(crate) fn touches_of(&self, job: usize) -> &[Touch] {
@@ -271,6 +282,7 @@ impl<'a> Build<'a> {
                     id: set,
                     recovery: self.policy.recovery_s.unwrap_or(members.spec.recovery_s),
                     quota: self.policy.limits.set_quota(members.vm_count),
+                    can_exceed_quota: false,
                 });
             }
             problem.touches.push(Touch { set: *dense, group, vms: chunk.len() as u32 });

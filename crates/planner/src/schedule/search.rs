@@ -24,6 +24,9 @@ const CRITICAL_SLACK_S: Seconds = 30;
 /// A schedule this close to the best lower bound is not compared with other strategies.
 const CLOSE: f64 = 1.15;
 
+/// A step that gains less than this part of the makespan is no reason to look further.
+const WORTH: Seconds = 1000;
+
 /// A schedule with its origin.
 pub(crate) struct Found {
     pub(crate) spans: Vec<Span>,
@@ -69,7 +72,7 @@ pub(crate) fn best(
         let before = end;
         end = if reversible { search.squeeze(&mut spans, end) } else { search.shake(&mut spans, end) };
         steps += 1;
-        idle = if end < before { 0 } else { idle + 1 };
+        idle = if end < before - before / WORTH { 0 } else { idle + 1 };
     }
     search.settle(&mut spans);
     Found { spans, strategy, steps, bounds }
@@ -87,7 +90,9 @@ impl Search<'_> {
     fn place_all(&mut self, order: &mut [u32], spans: &mut [Span]) -> Seconds {
         self.timeline.clear();
         let jobs = &self.problem.jobs;
-        order.sort_by_key(|&job| jobs[job as usize].stage);
+        if self.soaks.len() > 1 {
+            order.sort_by_key(|&job| jobs[job as usize].stage);
+        }
         let (mut stage, mut from, mut end) = (0, 0, 0);
         for &job in &*order {
             let of = jobs[job as usize].stage;

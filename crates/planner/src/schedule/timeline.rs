@@ -1,5 +1,7 @@
 //! When a job can start, given what has been placed before: per set, per rack and for the fleet, without edges.
 
+use std::cmp::Reverse;
+
 use super::problem::{Group, Problem, Touch};
 use super::{NEVER, Seconds, Span};
 
@@ -30,16 +32,48 @@ struct Slot {
     by: u32,
 }
 
+/// Slots of one group of one set that lie so close together that no other group fits between them, as one piece.
+/// Whether another group may start is asked far more often than how full a group is, and a set has few such stretches
+/// however many slots it has.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    start: Seconds,
+    end: Seconds,
+    group: Group,
+    /// VMs of all its slots: at no moment are more in work.
+    vms: u32,
+    /// The occupant that ends last.
+    by: u32,
+}
+
+/// What a question about one set needs, side by side in memory.
+#[derive(Debug, Clone, Copy)]
+struct SetLine {
+    recovery: Seconds,
+    quota: u32,
+    first_stretch: u32,
+    stretches: u32,
+    first_slot: u32,
+    slots: u32,
+    /// When the last of its stretches ends.
+    end: Seconds,
+    /// Whether a group can exceed the quota, so that slots are needed one by one.
+    counted: bool,
+}
+
 /// What has been placed so far.
 #[derive(Debug)]
 pub(crate) struct Timeline<'p> {
     problem: &'p Problem,
-    /// All sets' slots in one piece: those of set `s` are `slots[first[s]..first[s] + len[s]]`, sorted by start.
+    sets: Vec<SetLine>,
+    /// All sets' stretches in one piece, those of one set sorted by start.
+    stretches: Vec<Stretch>,
+    /// All counted sets' slots in one piece, those of one set sorted by start.
     slots: Vec<Slot>,
-    first: Vec<u32>,
-    len: Vec<u32>,
     /// The longest slot of any set: what began longer ago than that is over.
     longest: Seconds,
+    /// The same of stretches.
+    longest_stretch: Seconds,
     /// Per rack; empty when racks have no limit.
     racks: Vec<Vec<Slot>>,
     fleet: Option<Capacity>,
@@ -48,22 +82,37 @@ pub(crate) struct Timeline<'p> {
 impl<'p> Timeline<'p> {
     /// An empty timeline. `outside` names the sets that [`Self::hold_set`] will be called for, once per call.
     pub(crate) fn new(problem: &'p Problem, outside: impl Iterator<Item = u32>) -> Self {
-        let sets = problem.sets.len();
-        let mut room: Vec<u32> = (0..sets as u32).map(|s| problem.members_of(s).len() as u32).collect();
-        outside.for_each(|set| room[set as usize] += 1);
-        let mut first = Vec::with_capacity(sets);
-        let mut total = 0;
-        for room in room {
-            first.push(total);
-            total += room;
-        }
-        let empty = Slot { start: 0, end: 0, group: 0, vms: 0, by: 0 };
+        let mut from_outside = vec![0u32; problem.sets.len()];
+        outside.for_each(|set| from_outside[set as usize] += 1);
+        let (mut stretches, mut slots) = (0, 0);
+        let sets = (0u32..)
+            .zip(problem.sets.iter().zip(from_outside))
+            .map(|(number, (set, outside))| {
+                let room = problem.members_of(number).len() as u32 + outside;
+                let line = SetLine {
+                    recovery: set.recovery,
+                    quota: set.quota,
+                    first_stretch: stretches,
+                    stretches: 0,
+                    first_slot: slots,
+                    slots: 0,
+                    end: 0,
+                    counted: set.can_exceed_quota || outside > 0,
+                };
+                stretches += room;
+                slots += if line.counted { room } else { 0 };
+                line
+            })
+            .collect();
+        let no_stretch = Stretch { start: 0, end: 0, group: 0, vms: 0, by: 0 };
+        let no_slot = Slot { start: 0, end: 0, group: 0, vms: 0, by: 0 };
         Self {
             problem,
-            slots: vec![empty; total as usize],
-            first,
-            len: vec![0; sets],
+            sets,
+            stretches: vec![no_stretch; stretches as usize],
+            slots: vec![no_slot; slots as usize],
             longest: 0,
+            longest_stretch: 0,
             racks: if problem.rack_limit.is_some() { vec![Vec::new(); problem.racks] } else { Vec::new() },
             fleet: problem.host_limit.map(Capacity::new),
         }
@@ -71,8 +120,10 @@ impl<'p> Timeline<'p> {
 
     /// Forgets everything placed, keeping the memory.
     pub(crate) fn clear(&mut self) {
-        self.longest = 0;
-        self.len.fill(0);
+        (self.longest, self.longest_stretch) = (0, 0);
+        for line in &mut self.sets {
+            (line.stretches, line.slots, line.end) = (0, 0, 0);
+        }
         self.racks.iter_mut().for_each(Vec::clear);
         if let Some(fleet) = &mut self.fleet {
             fleet.clear();
@@ -90,7 +141,9 @@ impl<'p> Timeline<'p> {
         // Each rule only ever moves the start later, so the first time all agree on is the earliest. Sets are asked in
         // turn until a whole round of them has agreed.
         let mut agreed = 0;
-        let mut turn = 0;
+        // The set that is held longest moves the start furthest, and spares the others most of their history.
+        let held_until = |turn: usize| self.sets[touches[turn].set as usize].end;
+        let mut turn = (0..touches.len()).max_by_key(|&turn| (held_until(turn), Reverse(turn))).unwrap_or(0);
         loop {
             let before = t;
             let open = calendar.fit(t, of.work);
@@ -162,46 +215,100 @@ impl<'p> Timeline<'p> {
 
     /// Records that something holds a group of a set: a job, or an occupant outside the problem.
     pub(crate) fn hold_set(&mut self, set: u32, group: Group, vms: u32, by: u32, span: Span) {
-        let first = self.first[set as usize] as usize;
-        let len = &mut self.len[set as usize];
-        let last = first + *len as usize;
-        *len += 1;
+        let line = &mut self.sets[set as usize];
         self.longest = self.longest.max(span.end - span.start);
-        let at = first + self.slots[first..last].partition_point(|s| s.start <= span.start);
-        self.slots.copy_within(at..last, at + 1);
-        self.slots[at] = Slot { start: span.start, end: span.end, group, vms, by };
+        if line.counted {
+            let first = line.first_slot as usize;
+            let last = first + line.slots as usize;
+            line.slots += 1;
+            // Jobs come nearly in the order of time.
+            let at = first + ends_before(&self.slots[first..last], |s| s.start <= span.start);
+            self.slots.copy_within(at..last, at + 1);
+            self.slots[at] = Slot { start: span.start, end: span.end, group, vms, by };
+        }
+        let first = line.first_stretch as usize;
+        let room = &mut self.stretches[first..=first + line.stretches as usize];
+        let added = Stretch { start: span.start, end: span.end, group, vms, by };
+        let (stretches, length) = join(room, line.stretches as usize, added, line.recovery, self.longest_stretch);
+        line.stretches = stretches as u32;
+        line.end = line.end.max(span.end);
+        self.longest_stretch = self.longest_stretch.max(length);
     }
 
     fn fit_set(&self, touch: &Touch, work: Seconds, t: &mut Seconds, binding: &mut Binding) {
-        let set = self.problem.sets[touch.set as usize];
-        let first = self.first[touch.set as usize] as usize;
-        let slots = &self.slots[first..first + self.len[touch.set as usize] as usize];
-        let over = slots.partition_point(|s| s.start + self.longest + set.recovery <= *t);
-        let slots = &slots[over..];
+        let line = &self.sets[touch.set as usize];
+        if line.end.saturating_add(line.recovery) <= *t {
+            return;
+        }
+        let first = line.first_stretch as usize;
+        let stretches = &self.stretches[first..first + line.stretches as usize];
+        let over = ends_before(stretches, |s| s.start + self.longest_stretch + line.recovery <= *t);
+        let stretches = &stretches[over..];
         loop {
             let mut together = 0u32;
-            for slot in slots {
-                if slot.start >= t.saturating_add(work + set.recovery) {
+            for stretch in stretches {
+                if stretch.start >= t.saturating_add(work + line.recovery) {
                     break;
                 }
-                if slot.group == touch.group {
-                    // At most so many: slots over by the time that the others leave are counted too.
-                    together += if slot.end > *t { slot.vms } else { 0 };
-                } else if slot.end + set.recovery > *t {
-                    (*t, *binding) =
-                        ((slot.end + set.recovery).min(NEVER), Binding::OtherGroup { set: touch.set, by: slot.by });
+                if stretch.group == touch.group {
+                    // At most so many: VMs of slots that are over are counted too.
+                    together += if stretch.end > *t { stretch.vms } else { 0 };
+                } else if stretch.end + line.recovery > *t {
+                    *t = (stretch.end + line.recovery).min(NEVER);
+                    *binding = Binding::OtherGroup { set: touch.set, by: stretch.by };
                 }
             }
-            if *t >= NEVER || together == 0 || together + touch.vms <= set.quota {
+            if *t >= NEVER || together == 0 || together + touch.vms <= line.quota {
                 return;
             }
-            let same = slots.iter().take_while(|s| s.start < t.saturating_add(work)).filter(|s| s.group == touch.group);
-            match fit_load(same, set.quota, touch.vms, work, *t) {
+            let first = line.first_slot as usize;
+            let slots = &self.slots[first..first + line.slots as usize];
+            let over = ends_before(slots, |s| s.start + self.longest <= *t);
+            let same = slots[over..].iter().take_while(|s| s.start < *t + work).filter(|s| s.group == touch.group);
+            match fit_load(same, line.quota, touch.vms, work, *t) {
                 None => return,
                 Some((later, by)) => (*t, *binding) = (later.min(NEVER), Binding::Quota { set: touch.set, by }),
             }
         }
     }
+}
+
+/// The number of leading elements for which `leads` holds, looked for from the end.
+fn ends_before<T>(sorted: &[T], leads: impl Fn(&T) -> bool) -> usize {
+    sorted.iter().rposition(leads).map_or(0, |last| last + 1)
+}
+
+/// Adds a stretch to the first `len` of `room`, which has space for one more; gives their new number and how long the
+/// stretch is. Stretches of its group with less than two recovery times and a second between are made one: nothing else
+/// fits in there. No stretch in `room` is longer than `longest`.
+fn join(room: &mut [Stretch], len: usize, mut added: Stretch, recovery: Seconds, longest: Seconds) -> (usize, Seconds) {
+    let near = recovery.saturating_mul(2);
+    let (start, end) = (added.start, added.end.saturating_add(near));
+    let is_near =
+        |other: &Stretch| other.group == added.group && other.start <= end && start <= other.end.saturating_add(near);
+    let far = ends_before(&room[..len], |s| s.start.saturating_add(longest).saturating_add(near) < start);
+    let mut kept = len;
+    if let Some(found) = room[far..len].iter().position(is_near) {
+        let from = far + found;
+        kept = from;
+        for at in from..len {
+            let other = room[at];
+            if is_near(&other) {
+                if other.end >= added.end {
+                    (added.end, added.by) = (other.end, other.by);
+                }
+                added.start = added.start.min(other.start);
+                added.vms += other.vms;
+            } else {
+                room[kept] = other;
+                kept += 1;
+            }
+        }
+    }
+    let at = ends_before(&room[..kept], |s| s.start <= added.start);
+    room.copy_within(at..kept, at + 1);
+    room[at] = added;
+    (kept + 1, added.end - added.start)
 }
 
 /// One step towards a time at which `extra` fits under `limit` beside the given slots for `work`; `None` when it does
@@ -214,6 +321,9 @@ fn fit_load<'s>(
     t: Seconds,
 ) -> Option<(Seconds, u32)> {
     let near = slots.filter(|s| s.start < t + work && s.end > t);
+    if near.clone().map(|s| s.vms).sum::<u32>().saturating_add(extra) <= limit {
+        return None;
+    }
     // The load is highest where something begins, so those points are enough.
     for point in near.clone().map(|s| s.start.max(t)) {
         let at_point = near.clone().filter(|s| s.start <= point && point < s.end);
