@@ -206,6 +206,14 @@ fn emulator(folder: &Path, core: Option<usize>) -> Command {
     qemu
 }
 
+/// What the emulator of hosts says of itself.
+#[must_use]
+pub fn version(folder: &Path) -> String {
+    let output = emulator(folder, None).arg("--version").output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().next().unwrap_or("unknown").to_owned()
+}
+
 fn disk(qemu: &mut Command, name: &str, file: &Path, format: &str) {
     qemu.args(["-drive", &format!("if=none,id={name},file={},format={format}", file.display())])
         .args(["-device", &format!("virtio-blk-pci,drive={name},serial={name}")]);

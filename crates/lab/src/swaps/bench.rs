@@ -27,7 +27,15 @@ use super::{
     leaks::Held,
     measure::{self, Swap, Update, way},
 };
-use crate::{artifact, host::Host, lab::Lab, machine::Acceleration, paths, spec::LabSpec};
+use crate::{
+    artifact,
+    host::Host,
+    image::Image,
+    lab::Lab,
+    machine::{self, Acceleration},
+    paths,
+    spec::LabSpec,
+};
 
 /// How much is measured.
 #[derive(Debug, Clone)]
@@ -158,21 +166,15 @@ fn head(host: &Host) -> Result<Value> {
     };
     let shown: Value = serde_json::from_str(&host.run("fermata --json host show")?)?;
     Ok(json!({
-        "machine": format!("{}, {threads} threads", model.trim_start_matches([' ', '\t', ':'])),
+        "machine": format!("{}, {threads} threads; virtual host with {} processors", model.trim_start_matches([' ', '\t', ':']), Acceleration::detect().processors()),
         "accelerator": accelerator,
         "versions": {
             "host_kernel": host.run("uname -r")?.trim(),
-            "qemu_outside": first_line("qemu-system-x86_64"),
+            "qemu_outside": machine::version(&Image::ensure()?.file("outer")),
             "vmms": shown["vmms"].as_array().map(|vmms| vmms.iter().map(|vmm| vmm["version"].clone()).collect::<Vec<_>>()),
             "fermata": host.run("fermata --version")?.trim(),
         },
     }))
-}
-
-fn first_line(program: &str) -> String {
-    let output = std::process::Command::new(program).arg("--version").output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    text.lines().next().unwrap_or("unknown").to_owned()
 }
 
 /// The older and the newer VMM of a lab host.
