@@ -19,7 +19,7 @@ pub(crate) fn run(keep: bool) -> Result<()> {
     let began = Instant::now();
     let say = |what: &str| eprintln!("[{:>4.0} s] {what}", began.elapsed().as_secs_f64());
     say(
-        "a virtual host: real Debian, systemd, two QEMU versions, two kernels, KVM inside; about four minutes from here",
+        "a virtual host: real Debian, systemd, two QEMU versions, two kernels, KVM inside; about three minutes from here",
     );
     let mut lab = Lab::up(&spec())?;
     let host = lab.host(1);
