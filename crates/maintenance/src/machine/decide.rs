@@ -88,6 +88,7 @@ impl State {
             return Vec::new();
         }
         let attempt = self.attempts.get(&key).map_or(1, |attempt| attempt + 1);
+        let by = if attempt > 1 { by.max(now.mono.after(more_patience(op, attempt))) } else { by };
         vec![Entry::Began(Act { id: ActId { vm: key.0, op, attempt }, by })]
     }
 
@@ -365,6 +366,17 @@ impl super::state::VmState {
     }
 }
 
+/// How long another attempt at letting a VM run may take: on a host too busy to do it in the usual time, as many as are made would
+/// all be cut short alike. Twice as long each time, up to a minute; nothing for other acts.
+fn more_patience(op: Op, attempt: u32) -> Duration {
+    match op {
+        Op::Resume | Op::TakeBack => {
+            (patience(op) * 2_u32.pow(attempt.saturating_sub(1).min(6))).min(Duration::from_secs(60))
+        }
+        _ => Duration::ZERO,
+    }
+}
+
 /// How long an act may take before it is given up, where nothing tighter applies. In a pause the budget is tighter.
 pub(super) const fn patience(op: Op) -> Duration {
     match op {
@@ -381,5 +393,17 @@ pub(super) const fn patience(op: Op) -> Duration {
         Op::Preflight | Op::StartNew | Op::LoadKernel | Op::Restart => Duration::from_secs(60),
         Op::Rehearse | Op::Jump => Duration::from_secs(120),
         Op::ShutDown | Op::Reboot | Op::Run { .. } => Duration::from_secs(300),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attempt_to_let_a_vm_run_has_twice_the_time_up_to_a_minute() {
+        let seconds: Vec<u64> = (1..=8).map(|attempt| more_patience(Op::Resume, attempt).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(more_patience(Op::Save, 5), Duration::ZERO);
     }
 }
