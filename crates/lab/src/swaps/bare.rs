@@ -74,7 +74,7 @@ impl<'a> Bare<'a> {
         // As under Fermata, the VM is handed over some time after the new VMM was started, not while it starts.
         let script = format!(
             "{}\ntimeout 60 sh -c 'until grep -q \" {FOLDER}/{new}/{ready}$\" /proc/net/unix; do sleep 0.1; done' && sleep 1 && \
-             fermata-probe bare-swap {FOLDER}/{old} {FOLDER}/{new} {way} && systemctl stop bare-{old} && rm -rf {FOLDER}/{old}",
+             fermata-probe bare-swap {FOLDER}/{old} {FOLDER}/{new} {way} && {{ systemctl stop bare-{old} || ! systemctl -q is-active bare-{old}; }} && rm -rf {FOLDER}/{old}",
             self.run(new, to, &more)
         );
         let output = self.host.exec_within(&script, LIMIT)?;
