@@ -181,7 +181,7 @@ fn a_fleet_changes_its_kernels_one_update_domain_at_a_time() {
     fleet.check("kernel");
     println!("{}", fleet.controller().run("fermata rollout report kernel").unwrap());
     for host in fleet.lab.hosts() {
-        assert!(host.run("uname -r").unwrap().starts_with("7.2"), "{}", host.name);
+        assert!(host.run("uname -r").unwrap().starts_with("7."), "{}", host.name);
     }
     assert_eq!(fleet.boots(), before, "every guest lives on");
     for (name, state, _) in fleet.states() {

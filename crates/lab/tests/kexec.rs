@@ -81,7 +81,7 @@ fn vms_keep_everything_while_the_hosts_kernel_changes() {
     let report = json(host, &format!("maintenance show {id}"));
     println!("kexec report: {report:#}");
     assert_eq!(report["outcome"], "done", "{report:#}\n{}", log(host));
-    assert!(host.run("uname -r").unwrap().starts_with("7.2"));
+    assert!(host.run("uname -r").unwrap().starts_with("7."));
     for ((name, last), born) in guests.iter().zip(&born) {
         let probe = host.probe(*last);
         probe.wait_alive(60).unwrap();
