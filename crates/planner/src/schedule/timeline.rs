@@ -32,19 +32,11 @@ struct Slot {
     by: u32,
 }
 
-/// Slots of one group of one set that lie so close together that no other group fits between them, as one piece.
+/// Slots of one group of one set that lie so close together that no other group fits between them, as one piece: all their
+/// VMs (at no moment are more in work), and the occupant that ends last.
 /// Whether another group may start is asked far more often than how full a group is, and a set has few such stretches
 /// however many slots it has.
-#[derive(Debug, Clone, Copy)]
-struct Stretch {
-    start: Seconds,
-    end: Seconds,
-    group: Group,
-    /// VMs of all its slots: at no moment are more in work.
-    vms: u32,
-    /// The occupant that ends last.
-    by: u32,
-}
+type Stretch = Slot;
 
 /// What a question about one set needs, side by side in memory.
 #[derive(Debug, Clone, Copy)]
@@ -104,13 +96,12 @@ impl<'p> Timeline<'p> {
                 line
             })
             .collect();
-        let no_stretch = Stretch { start: 0, end: 0, group: 0, vms: 0, by: 0 };
-        let no_slot = Slot { start: 0, end: 0, group: 0, vms: 0, by: 0 };
+        let empty = Slot { start: 0, end: 0, group: 0, vms: 0, by: 0 };
         Self {
             problem,
             sets,
-            stretches: vec![no_stretch; stretches as usize],
-            slots: vec![no_slot; slots as usize],
+            stretches: vec![empty; stretches as usize],
+            slots: vec![empty; slots as usize],
             longest: 0,
             longest_stretch: 0,
             racks: if problem.rack_limit.is_some() { vec![Vec::new(); problem.racks] } else { Vec::new() },
@@ -215,6 +206,7 @@ impl<'p> Timeline<'p> {
 
     /// Records that something holds a group of a set: a job, or an occupant outside the problem.
     pub(crate) fn hold_set(&mut self, set: u32, group: Group, vms: u32, by: u32, span: Span) {
+        let slot = Slot { start: span.start, end: span.end, group, vms, by };
         let line = &mut self.sets[set as usize];
         self.longest = self.longest.max(span.end - span.start);
         if line.counted {
@@ -224,12 +216,11 @@ impl<'p> Timeline<'p> {
             // Jobs come nearly in the order of time.
             let at = first + ends_before(&self.slots[first..last], |s| s.start <= span.start);
             self.slots.copy_within(at..last, at + 1);
-            self.slots[at] = Slot { start: span.start, end: span.end, group, vms, by };
+            self.slots[at] = slot;
         }
         let first = line.first_stretch as usize;
         let room = &mut self.stretches[first..=first + line.stretches as usize];
-        let added = Stretch { start: span.start, end: span.end, group, vms, by };
-        let (stretches, length) = join(room, line.stretches as usize, added, line.recovery, self.longest_stretch);
+        let (stretches, length) = join(room, line.stretches as usize, slot, line.recovery, self.longest_stretch);
         line.stretches = stretches as u32;
         line.end = line.end.max(span.end);
         self.longest_stretch = self.longest_stretch.max(length);
