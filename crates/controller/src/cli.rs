@@ -13,7 +13,7 @@ use fermata_model::{HostName, SetName};
 use fermata_planner::{Fleet, FleetSpec, HostSpec, PlacedVm, SetSpec};
 use serde_json::Value;
 
-pub use rollout::{Plan, RolloutCommand, Target, run as rollout};
+pub use rollout::{Plan, Reported, RolloutCommand, Target, reported, run as rollout};
 pub use watch::watch;
 
 use crate::client::{Client, ClientError};

@@ -151,6 +151,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 let phase = watch::watch(&connection.client()?, &rollout).await?;
                 output::value(&phase, json, |phase| format!("rollout {rollout}: {phase}"))
             }
+            Command::Rollout { connection, command: cli::RolloutCommand::Report { rollout, html: Some(file) } } => {
+                let told = cli::reported(&connection.client()?, &rollout).await?;
+                output::page(&file, &fermata_pages::rollout(&rollout, &told.phase(), &told.report), json)
+            }
             Command::Rollout { connection, command } => {
                 let watches = matches!(command, cli::RolloutCommand::Watch { .. });
                 let shown = cli::rollout(command, &connection, json).await?;

@@ -36,10 +36,13 @@ pub(crate) enum Command {
     /// All maintenances of this host, newest first.
     List,
     /// One maintenance, as its report; also while it is under way.
-    #[command(alias = "report")]
+    #[command(visible_alias = "report")]
     Show {
         /// Its id.
         id: String,
+        /// Write it as a page with pictures to this file instead.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
     },
     /// Take back what can be taken back.
     Abort {
@@ -131,9 +134,12 @@ pub(crate) async fn run(command: Command, client: &Client, json: bool) -> anyhow
             let views: Vec<MaintenanceView> = client.get("/v1/maintenances").await?;
             output::value(&views, json, |views| list(views))
         }
-        Command::Show { id } => {
+        Command::Show { id, html } => {
             let report: Report = client.get(&format!("/v1/maintenances/{id}")).await?;
-            output::value(&report, json, ToString::to_string)
+            match html {
+                Some(file) => output::page(&file, &fermata_pages::maintenance(&report), json),
+                None => output::value(&report, json, ToString::to_string),
+            }
         }
         Command::Abort { id, reason } => {
             let by =

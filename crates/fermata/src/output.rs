@@ -1,7 +1,9 @@
 //! Answers on the terminal: tables for people, JSON for programs.
 
 use std::io::Write;
+use std::path::Path;
 
+use anyhow::Context as _;
 use serde::Serialize;
 
 /// Prints an error with everything that caused it, once.
@@ -38,6 +40,12 @@ pub(crate) fn value<T: Serialize>(value: &T, json: bool, text: impl FnOnce(&T) -
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
+}
+
+/// Keeps a page, and says where.
+pub(crate) fn page(file: &Path, page: &str, json: bool) -> anyhow::Result<()> {
+    std::fs::write(file, page).with_context(|| format!("write {}", file.display()))?;
+    value(&serde_json::json!({ "html": file }), json, |_| format!("wrote {}", file.display()))
 }
 
 /// A table with left-aligned columns.

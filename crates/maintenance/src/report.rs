@@ -74,6 +74,9 @@ pub struct VmReport {
     pub budget: PauseBudget,
     /// Every pause as the host measured it, STOP to RESUME.
     pub host_blackouts: Vec<Micros>,
+    /// How long after the order each of them began, by the host's wall clock; `None` where no time stamp of it came.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blackouts_began: Vec<Option<Micros>>,
     /// The longest blackout that a program in the guest measured, when one did.
     #[serde(rename = "guest_blackout_us", with = "micros::option")]
     pub guest_blackout: Option<Duration>,
@@ -98,6 +101,9 @@ pub struct Timed {
     /// From intent to answer, by the agent's clock. Across a jump: by the wall clock.
     #[serde(rename = "took_us", with = "micros")]
     pub took: Duration,
+    /// How long after the order it began, by the same clock.
+    #[serde(rename = "from_us", with = "micros::option", default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Duration>,
     /// Whether it worked, for acts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
@@ -146,6 +152,7 @@ impl Report {
         let state = State::replay(entries)?;
         let times = Times::of(entries);
         let order = &state.order;
+        let ordered = entries.first().map(|entry| entry.at.wall).unwrap_or_default();
         let vms = order.vms.iter().filter_map(|plan| {
             let vm = state.vms.get(&plan.vm)?;
             let paused = !vm.pauses.is_empty();
@@ -170,6 +177,11 @@ impl Report {
                 forecast: plan.forecast,
                 budget: plan.budget,
                 host_blackouts: vm.pauses.iter().copied().map(Micros).collect(),
+                blackouts_began: vm
+                    .pauses_began
+                    .iter()
+                    .map(|began| began.map(|at| Micros(at.since(ordered))))
+                    .collect(),
                 guest_blackout: vm.guest_blackout,
                 clock: vm.clock.clone(),
                 end,
@@ -188,7 +200,7 @@ impl Report {
             undone: state.undone,
             change_in_effect: state.change_in_effect(),
             loose_ends: state.loose_ends.clone(),
-            ordered: entries.first().map(|entry| entry.at.wall).unwrap_or_default(),
+            ordered,
             last: entries.last().map(|entry| entry.at.wall).unwrap_or_default(),
             stages: times.stages,
             acts: times.acts.get(&None).cloned().unwrap_or_default(),
@@ -234,6 +246,13 @@ impl Times {
             Some(boot) if from.wall < boot.wall => to.wall.since(from.wall),
             _ => to.mono.since(from.mono),
         };
+        let Some(ordered) = entries.first().map(|entry| entry.at) else { return times };
+        let timed = |what: &str, from: Now, to: Now, boot: Option<Now>, failure: Option<String>| Timed {
+            what: what.to_owned(),
+            took: span(from, to, boot),
+            from: Some(span(ordered, from, boot)),
+            failure,
+        };
         let mut last_boot = None;
         for Stamped { at, entry } in entries {
             match entry {
@@ -244,14 +263,13 @@ impl Times {
                     // The jump is over when something runs again.
                     for key in [(None, Op::Jump), (None, Op::Reboot)] {
                         if let Some(from) = begun.remove(&key) {
-                            times.push(&key, span(from, *at, boot_began), None);
+                            times.push(key, |what| timed(what, from, *at, boot_began, None));
                         }
                     }
                 }
                 Entry::Stage(next) => {
                     if let Some((stage, from)) = stage.replace((*next, *at)) {
-                        let took = span(from, *at, boot_began);
-                        times.stages.push(Timed { what: name(stage).to_owned(), took, failure: None });
+                        times.stages.push(timed(name(stage), from, *at, boot_began, None));
                     }
                 }
                 Entry::Began(act) => {
@@ -260,13 +278,12 @@ impl Times {
                 Entry::Ended { act, result } => {
                     if let Some(from) = begun.remove(&act.key()) {
                         let failure = result.as_ref().err().map(|failure| failure.text.clone());
-                        times.push(&act.key(), span(from, *at, boot_began), failure);
+                        times.push(act.key(), |what| timed(what, from, *at, boot_began, failure));
                     }
                 }
                 Entry::Finished { .. } => {
                     if let Some((stage, from)) = stage.take() {
-                        let took = span(from, *at, boot_began);
-                        times.stages.push(Timed { what: name(stage).to_owned(), took, failure: None });
+                        times.stages.push(timed(name(stage), from, *at, boot_began, None));
                     }
                 }
                 _ => {}
@@ -275,9 +292,9 @@ impl Times {
         times
     }
 
-    fn push(&mut self, key: &Key, took: Duration, failure: Option<String>) {
-        let what = ActId { vm: None, op: key.1, attempt: 1 }.to_string();
-        self.acts.entry(key.0.clone()).or_default().push(Timed { what, took, failure });
+    fn push(&mut self, (vm, op): Key, timed: impl FnOnce(&str) -> Timed) {
+        let what = ActId { vm: None, op, attempt: 1 }.to_string();
+        self.acts.entry(vm).or_default().push(timed(&what));
     }
 }
 

@@ -13,7 +13,7 @@ use super::{CliError, Connection, Shown};
 use crate::client::Client;
 use crate::health::HealthGate;
 use crate::order::RolloutId;
-use crate::report;
+use crate::report::{self, RolloutReport};
 use crate::rollout::{Entry, Explanation, Rules};
 use crate::wire::{Command, KeptUpdate, NewRollout, Planned, RolloutLine, VisitProgress};
 
@@ -57,6 +57,9 @@ pub enum RolloutCommand {
     Report {
         /// The rollout.
         rollout: String,
+        /// Write it as a page with pictures to this file instead.
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
     },
     /// Derive the log again and have the independent checker look at what happened.
     Check {
@@ -177,12 +180,9 @@ pub async fn run(command: RolloutCommand, connection: &Connection, json: bool) -
             let text = all.iter().map(explanation).collect::<String>();
             Ok(Shown::new(serde_json::json!(all), text))
         }
-        RolloutCommand::Report { rollout } => {
-            let log: Vec<Entry> = client.get(&format!("/v1/rollouts/{rollout}/log")).await?;
-            let state: Value = client.get(&format!("/v1/rollouts/{rollout}")).await?;
-            let measured: BTreeMap<HostName, Vec<VisitProgress>> =
-                client.get(&format!("/v1/rollouts/{rollout}/measured")).await?;
-            let report = report::of(&log).with_measured(measured);
+        // Whoever asks for a page draws it: see [`reported`].
+        RolloutCommand::Report { rollout, html: _ } => {
+            let Reported { state, log, report } = reported(&client, &rollout).await?;
             let text = format!("rollout {rollout}: {}\n{report}", state["state"]["phase"]);
             Ok(Shown::new(
                 serde_json::json!({ "rollout": state, "hosts": report.hosts, "measured": report.measured, "log": log }),
@@ -207,6 +207,36 @@ pub async fn run(command: RolloutCommand, connection: &Connection, json: bool) -
             Ok(Shown::new(serde_json::json!(all), text))
         }
     }
+}
+
+/// A rollout with all that is known of it.
+#[derive(Debug)]
+pub struct Reported {
+    state: Value,
+    log: Vec<Entry>,
+    /// What happened, host by host.
+    pub report: RolloutReport,
+}
+
+impl Reported {
+    /// The phase that the rollout is in, in a word.
+    #[must_use]
+    pub fn phase(&self) -> String {
+        super::watch::phase_word(&self.state["state"]["phase"])
+    }
+}
+
+/// Asks the controller for the report of a rollout.
+///
+/// # Errors
+/// [`CliError`].
+pub async fn reported(client: &Client, rollout: &str) -> Result<Reported, CliError> {
+    let log: Vec<Entry> = client.get(&format!("/v1/rollouts/{rollout}/log")).await?;
+    let state: Value = client.get(&format!("/v1/rollouts/{rollout}")).await?;
+    let measured: BTreeMap<HostName, Vec<VisitProgress>> =
+        client.get(&format!("/v1/rollouts/{rollout}/measured")).await?;
+    let report = report::of(&log).with_measured(measured);
+    Ok(Reported { state, log, report })
 }
 
 /// Gives update files to the controller, which keeps them for its hosts.

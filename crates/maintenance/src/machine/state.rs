@@ -90,6 +90,8 @@ pub struct VmState {
     pub phase: VmPhase,
     /// Every pause so far, by the host's measure.
     pub pauses: Vec<Duration>,
+    /// When each of them began; `None` where no time stamp of it came.
+    pub pauses_began: Vec<Option<Wall>>,
     /// The longest blackout that a program in the guest measured.
     pub guest_blackout: Option<Duration>,
     /// What came of its clock after its last pause.
@@ -202,6 +204,7 @@ impl State {
                 owner: Owner::Old,
                 phase: VmPhase::Untouched,
                 pauses: Vec::new(),
+                pauses_began: Vec::new(),
                 guest_blackout: None,
                 clock: None,
                 way: None,
@@ -408,16 +411,18 @@ impl State {
             (Op::Restore, VmPhase::Carried { since }) => vm.phase = VmPhase::Paused { since: *since },
             (Op::Resume | Op::TakeBack, VmPhase::Pausing { since } | VmPhase::Paused { since }) => {
                 let bound = at.mono.since(since.mono);
-                match evidence {
-                    Evidence::ResumedAfter { blackout } => vm.pauses.push(*blackout),
+                let pause = match evidence {
+                    Evidence::ResumedAfter { blackout } => Some(*blackout),
                     // It never stopped, or an earlier attempt whose answer was lost let it run.
-                    Evidence::Resumed { at: None } if matches!(vm.phase, VmPhase::Pausing { .. }) => {}
-                    Evidence::Resumed { at: None } => vm.pauses.push(bound),
+                    Evidence::Resumed { at: None } if matches!(vm.phase, VmPhase::Pausing { .. }) => None,
+                    Evidence::Resumed { at: None } => Some(bound),
                     // Without both time stamps the agent's own bracket around the acts stands: never too short.
-                    Evidence::Resumed { at: Some(at) } => {
-                        vm.pauses.push(vm.stopped.map_or(bound, |stopped| at.since(stopped)));
-                    }
-                    _ => vm.pauses.push(bound),
+                    Evidence::Resumed { at: Some(at) } => Some(vm.stopped.map_or(bound, |stopped| at.since(stopped))),
+                    _ => Some(bound),
+                };
+                if let Some(pause) = pause {
+                    vm.pauses.push(pause);
+                    vm.pauses_began.push(vm.stopped);
                 }
                 vm.stopped = None;
                 vm.phase = VmPhase::Resumed;

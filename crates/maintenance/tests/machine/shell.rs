@@ -1,5 +1,7 @@
 //! A shell on the virtual host: what the agent does with the core, in a hundred lines.
 
+use std::time::Duration;
+
 use fermata_maintenance::machine::{Act, Entry, Input, Maintenance, Op, Outcome, Owner, Stamped, State, VmPhase};
 use fermata_maintenance::report::{Report, VmEnd};
 use fermata_model::Mechanism;
@@ -209,7 +211,18 @@ impl Run {
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report, "the report survives JSON");
         assert!(!report.to_string().is_empty());
+        // Stages follow each other without a gap, also across a jump: pictures of them rest on that.
+        let mut from = Duration::ZERO;
+        for stage in &report.stages {
+            assert_eq!(stage.from, Some(from), "{stage:?}");
+            from += stage.took;
+        }
         for told in &report.vms {
+            assert_eq!(
+                told.blackouts_began.len(),
+                told.host_blackouts.len(),
+                "every pause has its place, or says that it has none"
+            );
             let vm = &self.world.vms[&told.vm];
             match &told.end {
                 VmEnd::Untouched | VmEnd::AsBefore | VmEnd::Updated => {
