@@ -35,7 +35,12 @@ pub(crate) fn value<T: Serialize>(value: &T, json: bool, text: impl FnOnce(&T) -
     if !shown.ends_with('\n') {
         shown.push('\n');
     }
-    match std::io::stdout().write_all(shown.as_bytes()) {
+    self::text(shown.as_bytes())
+}
+
+/// Prints a text as it is.
+pub(crate) fn text(text: &[u8]) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(text) {
         // A reader that has seen enough (`| head`) is no failure.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),

@@ -1,0 +1,211 @@
+//! `fermata`: the agent of a host, the operator's commands, and the launcher of VMMs, in one binary.
+//!
+//! A library, so that whoever checks command lines (the docs', for one) asks the definition that parses them.
+
+mod console;
+mod event;
+mod fleet;
+mod host;
+mod maintenance;
+mod manual;
+mod output;
+mod vm;
+mod watch;
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use fermata_agent::client::Client;
+use fermata_controller::cli;
+
+/// VM-preserving host maintenance for KVM.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    /// Answer in JSON, for programs.
+    #[arg(long, global = true)]
+    json: bool,
+    /// The agent's socket.
+    #[arg(long, global = true, env = "FERMATA_SOCKET", default_value = "/run/fermata/agent.sock")]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent of this host.
+    Agent(fleet::Agent),
+    /// Run agent and controller in one process: a single host, or a first look. Nothing has to be configured.
+    Standalone(fleet::Standalone),
+    /// VMs of this host.
+    #[command(subcommand)]
+    Vm(vm::Command),
+    /// This host.
+    #[command(subcommand)]
+    Host(host::Command),
+    /// Updates of this host.
+    #[command(subcommand)]
+    Update(maintenance::UpdateCommand),
+    /// What was, or is being, done to this host.
+    #[command(subcommand)]
+    Maintenance(maintenance::Command),
+    /// Let VMs go on if nobody ends their pause in time (started by the agent, not by people).
+    #[command(hide = true)]
+    DeadMan(maintenance::DeadMan),
+    /// What guests are told about maintenance, and what they answered.
+    Event(event::Service),
+    /// Run the metadata service of this host.
+    Imds {
+        /// Its configuration; defaults when absent.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// The controller of a fleet.
+    #[command(subcommand)]
+    Controller(cli::ControllerCommand),
+    /// Availability sets of a fleet.
+    Set {
+        #[command(flatten)]
+        connection: cli::Connection,
+        #[command(subcommand)]
+        command: cli::SetCommand,
+    },
+    /// Hosts of a fleet.
+    Fleet {
+        #[command(flatten)]
+        connection: cli::Connection,
+        #[command(subcommand)]
+        command: cli::FleetCommand,
+    },
+    /// Updates on many hosts, one update domain at a time.
+    Rollout {
+        #[command(flatten)]
+        connection: cli::Connection,
+        #[command(subcommand)]
+        command: cli::RolloutCommand,
+    },
+    /// Print the completions of commands and options for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages of all commands (used when a package is made).
+    #[command(hide = true)]
+    ManualPages {
+        /// The folder, which is there.
+        folder: PathBuf,
+    },
+    /// Become a VMM with the descriptors that the agent hands over (started by systemd, not by people).
+    #[command(hide = true)]
+    VmmExec {
+        /// The socket to receive them from.
+        #[arg(long)]
+        socket: PathBuf,
+    },
+}
+
+/// How long the agent may take to answer a launcher.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(20);
+
+/// The definition of the command line.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error, json);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let Cli { json, socket, command } = cli;
+    if let Command::VmmExec { socket } = command {
+        let error = fermata_vault::launch::receive_and_exec(&socket, LAUNCH_LIMIT);
+        return Err(error).context("this process could not become a VMM");
+    }
+    match &command {
+        Command::Completions { shell } => return manual::completions(*shell),
+        Command::ManualPages { folder } => return manual::pages(folder),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
+    runtime.block_on(async {
+        let client = Client::new(&socket);
+        match command {
+            Command::Agent(agent) => {
+                start_log();
+                agent.run().await
+            }
+            Command::Standalone(standalone) => {
+                start_log();
+                standalone.run().await
+            }
+            Command::Vm(command) => vm::run(command, &client, json).await,
+            Command::Host(command) => host::run(command, &client, json).await,
+            Command::Event(service) => event::run(service, json).await,
+            Command::Imds { config } => {
+                start_log();
+                event::serve(config.as_deref()).await
+            }
+            Command::Update(command) => maintenance::update(command, &client, json).await,
+            Command::Maintenance(command) => maintenance::run(command, &client, json).await,
+            Command::Controller(command) => {
+                if matches!(command, cli::ControllerCommand::Run { .. }) {
+                    start_log();
+                }
+                shown(&cli::controller(command).await?, json)
+            }
+            Command::Set { connection, command } => shown(&cli::set(command, &connection).await?, json),
+            Command::Fleet { connection, command } => shown(&cli::fleet(command, &connection).await?, json),
+            Command::Rollout { connection, command: cli::RolloutCommand::Watch { rollout } }
+                if !json && std::io::stdout().is_terminal() =>
+            {
+                let phase = watch::watch(&connection.client()?, &rollout).await?;
+                output::value(&phase, json, |phase| format!("rollout {rollout}: {phase}"))
+            }
+            Command::Rollout { connection, command: cli::RolloutCommand::Report { rollout, html: Some(file) } } => {
+                let told = cli::reported(&connection.client()?, &rollout).await?;
+                output::page(&file, &fermata_pages::rollout(&rollout, &told.phase(), &told.report), json)
+            }
+            Command::Rollout { connection, command } => {
+                let watches = matches!(command, cli::RolloutCommand::Watch { .. });
+                let shown = cli::rollout(command, &connection, json).await?;
+                // A watch has said everything already, line by line.
+                if watches && json { Ok(()) } else { self::shown(&shown, json) }
+            }
+            Command::DeadMan(dead_man) => {
+                start_log();
+                dead_man.run().await
+            }
+            Command::VmmExec { .. } | Command::Completions { .. } | Command::ManualPages { .. } => {
+                unreachable!("handled before the runtime starts")
+            }
+        }
+    })
+}
+
+fn shown(shown: &cli::Shown, json: bool) -> anyhow::Result<()> {
+    output::value(&shown.json, json, |_| shown.text.clone())
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FERMATA_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // The journal stamps each line itself.
+    tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+}
