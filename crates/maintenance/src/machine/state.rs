@@ -396,6 +396,7 @@ impl State {
             }
             _ => {}
         }
+        let crossed = self.crossed;
         let Some(vm) = act.vm.as_ref().and_then(|vm| self.vms.get_mut(vm)) else { return };
         match (act.op, &vm.phase) {
             (Op::Hold | Op::HandOver | Op::Save, VmPhase::Pausing { since }) => {
@@ -410,7 +411,8 @@ impl State {
             }
             (Op::Restore, VmPhase::Carried { since }) => vm.phase = VmPhase::Paused { since: *since },
             (Op::Resume | Op::TakeBack, VmPhase::Pausing { since } | VmPhase::Paused { since }) => {
-                let bound = at.mono.since(since.mono);
+                // The monotonic clock began anew with the kernel.
+                let bound = if crossed { at.wall.since(since.wall) } else { at.mono.since(since.mono) };
                 let pause = match evidence {
                     Evidence::ResumedAfter { blackout } => Some(*blackout),
                     // It never stopped, or an earlier attempt whose answer was lost let it run.

@@ -1,6 +1,9 @@
 //! What an ordinary maintenance looks like, and the failures that have a name.
 
-use fermata_maintenance::machine::{Act, Entry, Op, Outcome, Owner, VmPhase};
+use std::time::Duration;
+
+use fermata_maintenance::machine::{Act, Entry, Evidence, Op, Outcome, Owner, State, VmPhase};
+use fermata_maintenance::time::Mono;
 use fermata_maintenance::update::Section;
 
 use crate::shell::{Run, run};
@@ -90,6 +93,26 @@ fn a_kernel_update_saves_jumps_and_restores_all_side_by_side() {
     assert!(position("load kernel") < position("save of VM vm-0"), "everything that costs time is before the pause");
     assert!(position("jump") < position("restore of VM vm-2"));
     assert!(position("set host clock") < position("set clock of VM vm-0"));
+}
+
+#[test]
+fn a_pause_across_kernels_is_never_too_short_though_the_answer_that_named_its_end_was_lost() {
+    let mut entries = smooth(KERNEL, 1).disk.entries;
+    let is = |entry: &Entry, op: Op| matches!(entry, Entry::Ended { act, .. } if act.op == op);
+    let stopped = entries.iter().find(|stamped| is(&stamped.entry, Op::Save)).unwrap().at;
+    let resumed = entries.iter().position(|stamped| is(&stamped.entry, Op::Resume)).unwrap();
+    // The first attempt let it run, and nobody heard; a later one finds it running.
+    if let Entry::Ended { result, .. } = &mut entries[resumed].entry {
+        *result = Ok(Evidence::Resumed { at: None });
+    }
+    let pause = entries[resumed].at.wall.since(stopped.wall);
+    let jumped = entries.iter().position(|stamped| matches!(stamped.entry, Entry::Restarted { .. })).unwrap();
+    for (stamped, second) in entries[jumped..].iter_mut().zip(1..) {
+        stamped.at.mono = Mono(1_000_000 * second);
+    }
+    let state = State::replay(&entries).unwrap();
+    let told = state.vms.values().next().unwrap().pauses.clone();
+    assert!(pause > Duration::ZERO && told.len() == 1 && told[0] >= pause, "{told:?} for {pause:?}");
 }
 
 #[test]
