@@ -58,6 +58,13 @@ async fn rule_03_media_types_length_and_date() {
     let text = guest.get("/metadata/instance/compute/name?api-version=2021-08-01&format=text").await;
     assert_eq!(text.header("Content-Type"), Some("text/plain; charset=utf-8"));
     assert_eq!(text.body, "alone");
+    // On a connection that is kept, too, the date is that of each answer.
+    let mut wire = guest.connect().await;
+    for date in ["Wed, 31 May 2023 16:44:00 GMT", "Wed, 31 May 2023 16:44:01 GMT"] {
+        wire.send(format!("GET {EVENTS} HTTP/1.1\r\nHost: 169.254.169.254\r\nMetadata: true\r\n\r\n")).await;
+        assert_eq!(wire.answer().await.header("Date"), Some(date));
+        host.clock.pass(Duration::from_secs(1));
+    }
 }
 
 #[tokio::test]
@@ -560,12 +567,14 @@ async fn rule_48_a_get_changes_nothing_but_enablement() {
     let guest = host.guest("alone").await;
     host.ok(Input::Announce(announce("j", &["alone"], 900))).await;
     let id = guest.ids().await[0].clone();
-    let look = || host.service.read(|state, _| state.all_native_events(Now::default()).len());
+    // Approvals, deferrals and gates are in the native form, not in the document.
+    let look =
+        || host.service.read(|state, _| serde_json::to_string(&state.all_native_events(Now::default())).unwrap());
     let before = (look(), guest.events().await.body);
     for path in [
         format!("{EVENTS}&StartRequests={id}"),
         format!("/metadata/scheduledevents/{id}?api-version=2020-07-01"),
-        format!("/metadata/x-maintenance/v1/events/{id}/defer?until=1"),
+        format!("/metadata/x-maintenance/v1/events/{id}/defer?until={}", START_MS + 1_000_000),
     ] {
         guest.get(&path).await;
         let head = format!("HEAD {path} HTTP/1.0\r\nMetadata: true\r\n\r\n");
