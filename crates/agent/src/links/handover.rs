@@ -6,12 +6,13 @@
 //! ```text
 //!  new VMM starts      hold(new tap)     frames for the new tap wait in a `plug` queue; it is not on the bridge yet
 //!  just before STOP    steer(new tap)    on the bridge, and the guest's address points to it: frames wait for the guest
-//!  after RESUME        release(new tap)  what waited goes in, in order
+//!  after RESUME        hand_on(old tap)  what came before the steering and was not read any more goes to the new tap
+//!                      release(new tap)  what waited goes in, in order
 //!  taken back          steer(old tap), give_back(new tap): what waited goes to the VMM that has the VM
 //! ```
 //!
-//! Nothing is lost either way: until STOP the old VMM still empties its own tap, and what the guest sends leaves through
-//! the tap of the VMM that runs it.
+//! Nothing is lost either way: until STOP the old VMM still empties its own tap, what it leaves there is handed on, and what the guest
+//! sends leaves through the tap of the VMM that runs it.
 
 use std::path::Path;
 
@@ -87,15 +88,31 @@ impl Links {
     /// # Errors
     /// [`LinkError`]; frames not given back are lost with the tap.
     pub async fn give_back(&self, tap: &str, queue: &Queue) -> Result<usize, LinkError> {
-        // Else the bridge would look for the senders behind the tap that they never were behind.
-        let learning = Path::new("/sys/class/net").join(tap).join("brport/learning");
-        match std::fs::write(&learning, "0") {
-            // On no bridge: nothing was ever steered to it.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-            other => other?,
+        if !Self::stop_learning(tap)? {
+            return Ok(0);
         }
         self.release(tap).await?;
         Ok(queue.send_back()?)
+    }
+
+    /// Hands frames that a stopped VMM did not read any more on to the bridge; the way to the guest is another tap already. How many
+    /// there were.
+    ///
+    /// # Errors
+    /// [`LinkError`]; frames not handed on are lost with the tap.
+    pub fn hand_on(&self, tap: &str, queue: &Queue) -> Result<usize, LinkError> {
+        if Self::stop_learning(tap)? { Ok(queue.send_back()?) } else { Ok(0) }
+    }
+
+    /// Else the bridge would look for the senders behind a tap that they never were behind. Whether the tap is on a bridge at all; where
+    /// it is not, nothing was ever steered to it.
+    fn stop_learning(tap: &str) -> Result<bool, LinkError> {
+        let learning = Path::new("/sys/class/net").join(tap).join("brport/learning");
+        match std::fs::write(&learning, "0") {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn plug(&self, tap: &str, action: Plug, flags: u16) -> Result<(), LinkError> {

@@ -251,6 +251,9 @@ impl Vms {
             None => Qmp::connect(&Paths::in_folder(&beside.runtime.dir).qmp(), limit).await.map_err(failed)?,
         };
         let resumed = handover::resume(&qmp, limit).await.map_err(failed)?;
+        if let Some(old) = slot.live() {
+            self.hand_frames_on(&old);
+        }
         for (nic, tap) in beside.runtime.taps.iter().enumerate() {
             self.links.release(tap.as_str()).await.map_err(|source| VmError::Nic { nic, source })?;
         }
@@ -356,6 +359,17 @@ impl Vms {
             self.note_beside(name, None).await?;
         }
         Ok(resumed)
+    }
+
+    /// Frames that the VMM before did not read any more go to the one that has the VM. A failure costs these frames, not the VM.
+    fn hand_frames_on(&self, old: &Live) {
+        for (tap, queue) in old.runtime().taps.iter().zip(&old.lent().queues) {
+            match self.links.hand_on(tap.as_str(), queue) {
+                Ok(0) => {}
+                Ok(frames) => tracing::info!(%tap, frames, "handed on"),
+                Err(error) => tracing::warn!(%tap, error = crate::chain(&error), "frames that were not read are lost"),
+            }
+        }
     }
 
     /// Frames that waited for a VMM that is dead now go to the one that has the VM. A failure costs these frames, not the VM.
