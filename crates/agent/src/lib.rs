@@ -48,7 +48,7 @@ use events::Events;
 use inventory::{Inventory, InventoryError};
 use links::{LinkError, Links};
 use maintain::{Maintain, MaintainError};
-use units::{UnitError, Units};
+use units::Units;
 use vms::{VmError, Vms};
 
 /// How long an agent waits for one that is on its way out, or for a dead-man that is freeing VMs.
@@ -66,9 +66,6 @@ pub enum AgentError {
     /// A bridge.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// Systemd.
-    #[error(transparent)]
-    Unit(#[from] UnitError),
     /// Taking up VMs.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -126,7 +123,7 @@ pub async fn run_with(config: Config) -> Result<(), AgentError> {
     for bridge in &config.bridges {
         links.ensure_bridge(bridge).await?;
     }
-    let units = Units::connect().await?;
+    let units = Units::open().await;
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| AgentError::Io { path, source }
@@ -157,15 +154,17 @@ pub async fn run_with(config: Config) -> Result<(), AgentError> {
     fs::remove_file(&socket).ok();
     let listener = UnixListener::bind(&socket).map_err(io(&socket))?;
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).map_err(io(&socket))?;
-    let ask = Arc::clone(&vms);
-    tokio::spawn(async move {
-        ask.vmms().await;
-    });
     let run_dir = vms.config().run_dir.clone();
     tokio::spawn(async move { vms::console::keep_bounded(&run_dir).await });
     vms.recover().await?;
     let maintain = Maintain::open(Arc::clone(&vms))?;
     maintain.recover().await?;
+    let (ask, after) = (Arc::clone(&vms), Arc::clone(&maintain));
+    tokio::spawn(async move {
+        // Starting every VMM once to ask what it is takes processor time that VMs which still stand need more.
+        after.idle().await;
+        ask.vmms().await;
+    });
     tokio::spawn(Arc::clone(&maintain).run_events());
     vms.mark_boot()?;
     let _member = fleet::join_in(&vms, &maintain)?;

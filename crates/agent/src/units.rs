@@ -1,9 +1,12 @@
-//! Systemd units of VMs, over systemd's own interface.
+//! Systemd units of VMs, over systemd's own interface: on the bus, or by [`early`] while a host has none yet.
 //!
 //! Each VMM runs in a transient service of its own, so it lives on when the agent is restarted, killed or upgraded, and
 //! everything it might fork dies with it.
 
+mod early;
+
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -13,6 +16,31 @@ use zbus::{OwnedObjectPath, Variant as Value};
 
 /// How long systemd may take for a job.
 const JOB_LIMIT: Duration = Duration::from_secs(20);
+/// How long an agent that starts waits for the bus; one that starts with the host finds none.
+const BUS_LIMIT: Duration = Duration::from_millis(500);
+/// Between two looks whether the bus has come up: nothing announces it.
+const BUS_LOOK: Duration = Duration::from_millis(200);
+
+/// How a VMM is confined, in the words of unit files.
+const CONFINED: [(&str, &str); 14] = [
+    ("SupplementaryGroups", "kvm"),
+    ("StandardOutput", "null"),
+    ("NoNewPrivileges", "yes"),
+    ("RestrictNamespaces", "yes"),
+    ("ProtectKernelModules", "yes"),
+    ("ProtectKernelTunables", "yes"),
+    ("ProtectControlGroups", "yes"),
+    ("RestrictSUIDSGID", "yes"),
+    ("LockPersonality", "yes"),
+    ("DevicePolicy", "closed"),
+    ("LimitNOFILE", "65536"),
+    ("LimitCORE", "0"),
+    ("TimeoutStopSec", "10"),
+    // The guests' own service stops before a VM's unit at shutdown, so guests are asked before VMMs are ended.
+    ("Before", "fermata-guests.service"),
+];
+/// What every VMM may open besides.
+const DEVICES: [(&str, &str); 2] = [("/dev/kvm", "rw"), ("block-*", "rw")];
 
 /// Why a unit could not be started, stopped or asked.
 #[derive(Debug, thiserror::Error)]
@@ -115,27 +143,64 @@ pub struct HelperUnit {
     pub command: Vec<String>,
 }
 
-/// The connection to systemd.
+/// Systemd, on the bus as soon as there is one.
 #[derive(Debug, Clone)]
 pub struct Units {
+    bus: Arc<OnceLock<Bus>>,
+}
+
+#[derive(Debug)]
+struct Bus {
     manager: ManagerProxy<'static>,
-    bus: Connection,
+    connection: Connection,
+}
+
+impl Bus {
+    async fn connect() -> zbus::Result<Self> {
+        let connection = Connection::system().await?;
+        let manager = ManagerProxy::new(&connection).await?;
+        manager.subscribe().await?;
+        Ok(Self { manager, connection })
+    }
 }
 
 type ExecStart<'a> = (&'a str, &'a [String], bool);
 
 impl Units {
-    /// Connects to the system bus.
-    ///
-    /// # Errors
-    /// [`UnitError::Bus`].
-    pub async fn connect() -> Result<Self, UnitError> {
-        let failed =
-            |source| UnitError::Bus { act: "connect to", unit: "the bus".to_owned(), source: Box::new(source) };
-        let bus = Connection::system().await.map_err(failed)?;
-        let manager = ManagerProxy::new(&bus).await.map_err(failed)?;
-        manager.subscribe().await.map_err(failed)?;
-        Ok(Self { manager, bus })
+    /// Connects to the system bus; as long as there is none, what VMs need is done without it.
+    pub async fn open() -> Self {
+        let bus = Arc::new(OnceLock::new());
+        let looked_for = Arc::clone(&bus);
+        let found = tokio::spawn(async move {
+            let mut told = false;
+            while looked_for.get().is_none() {
+                match Bus::connect().await {
+                    Ok(connected) => drop(looked_for.set(connected)),
+                    Err(error) => {
+                        if !std::mem::replace(&mut told, true) {
+                            tracing::info!(%error, "no bus yet");
+                        }
+                        tokio::time::sleep(BUS_LOOK).await;
+                    }
+                }
+            }
+        });
+        // The look goes on by itself.
+        timeout(BUS_LIMIT, found).await.ok();
+        Self { bus }
+    }
+
+    /// The bus, for what cannot be done without.
+    async fn bus(&self, act: &'static str, unit: &str) -> Result<&Bus, UnitError> {
+        let there = async {
+            loop {
+                if let Some(bus) = self.bus.get() {
+                    return bus;
+                }
+                tokio::time::sleep(BUS_LOOK).await;
+            }
+        };
+        timeout(JOB_LIMIT, there).await.map_err(|_| UnitError::Slow { act, unit: unit.to_owned() })
     }
 
     /// Starts a VM's unit and waits until its program runs.
@@ -143,12 +208,14 @@ impl Units {
     /// # Errors
     /// [`UnitError`].
     pub async fn start(&self, unit: &VmUnit) -> Result<(), UnitError> {
+        let Some(bus) = self.bus.get() else { return early::start(unit, JOB_LIMIT).await };
         let program = unit.command.first().map_or("", String::as_str);
         let exec: &[ExecStart<'_>] = &[(program, &unit.command, false)];
         let log = unit.log.display().to_string();
         let vault = unit.vault.as_ref().map(|device| device.display().to_string());
-        let mut devices = vec![("/dev/kvm", "rw"), ("block-*", "rw")];
+        let mut devices = DEVICES.to_vec();
         devices.extend(vault.as_deref().map(|device| (device, "rw")));
+        // What [`CONFINED`] says, in the types of the bus.
         let properties: Vec<(&str, Value<'_>)> = vec![
             ("Description", unit.description.as_str().into()),
             ("Type", "exec".into()),
@@ -172,10 +239,10 @@ impl Units {
             ("KillMode", "control-group".into()),
             ("TimeoutStopUSec", Value::from(10_000_000u64)),
             ("CollectMode", "inactive-or-failed".into()),
-            // The guests' own service stops before a VM's unit at shutdown, so guests are asked before VMMs are ended.
             ("Before", Value::from(vec!["fermata-guests.service"])),
         ];
-        self.run_job("start", &unit.name, self.manager.start_transient_unit(&unit.name, "fail", &properties, &[])).await
+        let job = bus.manager.start_transient_unit(&unit.name, "fail", &properties, &[]);
+        Self::run_job(bus, "start", &unit.name, job).await
     }
 
     /// Runs a step in a unit of its own and waits for its end. At the limit everything in the unit is killed at once:
@@ -200,8 +267,9 @@ impl Units {
             ("KillMode", "control-group".into()),
             ("CollectMode", "inactive-or-failed".into()),
         ];
-        let job = self.manager.start_transient_unit(&unit.name, "fail", &properties, &[]);
-        let ended = self.run_job_within("run", &unit.name, job, unit.limit + JOB_LIMIT).await;
+        let bus = self.bus("run", &unit.name).await?;
+        let job = bus.manager.start_transient_unit(&unit.name, "fail", &properties, &[]);
+        let ended = Self::run_job_within(bus, "run", &unit.name, job, unit.limit + JOB_LIMIT).await;
         // What a step leaves running behind itself is part of the step.
         self.kill(&unit.name).await?;
         ended
@@ -222,7 +290,9 @@ impl Units {
             ("KillSignal", Value::from(9i32)),
             ("CollectMode", "inactive-or-failed".into()),
         ];
-        self.run_job("start", &unit.name, self.manager.start_transient_unit(&unit.name, "fail", &properties, &[])).await
+        let bus = self.bus("start", &unit.name).await?;
+        let job = bus.manager.start_transient_unit(&unit.name, "fail", &properties, &[]);
+        Self::run_job(bus, "start", &unit.name, job).await
     }
 
     /// Stops a unit and waits until nothing of it is left. A unit that is gone already is no error.
@@ -230,12 +300,13 @@ impl Units {
     /// # Errors
     /// [`UnitError`].
     pub async fn stop(&self, unit: &str) -> Result<(), UnitError> {
-        match self.run_job("stop", unit, self.manager.stop_unit(unit, "replace")).await {
+        let Some(bus) = self.bus.get() else { return early::stop(unit, JOB_LIMIT).await };
+        match Self::run_job(bus, "stop", unit, bus.manager.stop_unit(unit, "replace")).await {
             Err(UnitError::Bus { source, .. }) if is_no_such_unit(&source) => Ok(()),
             other => other,
         }?;
         // A failed unit keeps its record until asked to forget; nothing depends on the answer.
-        self.manager.reset_failed_unit(unit).await.ok();
+        bus.manager.reset_failed_unit(unit).await.ok();
         Ok(())
     }
 
@@ -244,7 +315,8 @@ impl Units {
     /// # Errors
     /// [`UnitError`].
     pub async fn kill(&self, unit: &str) -> Result<(), UnitError> {
-        match self.manager.kill_unit(unit, "all", 9).await {
+        let Some(bus) = self.bus.get() else { return early::kill(unit, JOB_LIMIT).await };
+        match bus.manager.kill_unit(unit, "all", 9).await {
             Ok(()) => Ok(()),
             Err(source) if is_no_such_unit(&source) => Ok(()),
             Err(source) => Err(UnitError::Bus { act: "kill", unit: unit.to_owned(), source: Box::new(source) }),
@@ -254,10 +326,11 @@ impl Units {
     /// Asks systemd to restart the host, stopping everything in its order.
     ///
     /// # Errors
-    /// [`UnitError::Bus`].
+    /// [`UnitError`].
     pub async fn reboot(&self) -> Result<(), UnitError> {
+        let bus = self.bus("start", "reboot.target").await?;
         // `Manager.Reboot` would stop nothing; the target does.
-        let started = self.manager.start_unit("reboot.target", "replace-irreversibly").await;
+        let started = bus.manager.start_unit("reboot.target", "replace-irreversibly").await;
         let failed =
             |source| UnitError::Bus { act: "start", unit: "reboot.target".to_owned(), source: Box::new(source) };
         started.map(drop).map_err(failed)
@@ -268,30 +341,32 @@ impl Units {
     /// # Errors
     /// [`UnitError`].
     pub async fn main_pid(&self, unit: &str) -> Result<Option<u32>, UnitError> {
+        let Some(bus) = self.bus.get() else { return early::main_pid(unit, JOB_LIMIT).await };
         let failed = |source| UnitError::Bus { act: "ask for", unit: unit.to_owned(), source: Box::new(source) };
-        let path = match self.manager.get_unit(unit).await {
+        let path = match bus.manager.get_unit(unit).await {
             Ok(path) => path,
             Err(source) if is_no_such_unit(&source) => return Ok(None),
             Err(source) => return Err(failed(source)),
         };
-        let service = zbus::Proxy::new(&self.bus, "org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Service")
-            .await
-            .map_err(failed)?;
+        let service =
+            zbus::Proxy::new(&bus.connection, "org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Service")
+                .await
+                .map_err(failed)?;
         let pid: u32 = service.get_property("MainPID").await.map_err(failed)?;
         Ok((pid != 0).then_some(pid))
     }
 
     async fn run_job(
-        &self,
+        bus: &Bus,
         act: &'static str,
         unit: &str,
         job: impl Future<Output = zbus::Result<OwnedObjectPath>>,
     ) -> Result<(), UnitError> {
-        self.run_job_within(act, unit, job, JOB_LIMIT).await
+        Self::run_job_within(bus, act, unit, job, JOB_LIMIT).await
     }
 
     async fn run_job_within(
-        &self,
+        bus: &Bus,
         act: &'static str,
         unit: &str,
         job: impl Future<Output = zbus::Result<OwnedObjectPath>>,
@@ -299,7 +374,7 @@ impl Units {
     ) -> Result<(), UnitError> {
         let failed = |source| UnitError::Bus { act, unit: unit.to_owned(), source: Box::new(source) };
         // Listening before asking: the job may end before its path is known.
-        let mut removed = self.manager.receive_job_removed().await.map_err(failed)?;
+        let mut removed = bus.manager.receive_job_removed().await.map_err(failed)?;
         let wait = async {
             let path = job.await.map_err(failed)?;
             while let Some(signal) = removed.next().await {

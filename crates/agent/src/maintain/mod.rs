@@ -112,6 +112,8 @@ pub struct Maintain {
     boot: BootId,
     /// The one that has the host, and the way to tell it something.
     active: Mutex<Option<Active>>,
+    /// Told when it no longer has.
+    over: Notify,
     /// The process that frees VMs when this one does not, while there is one.
     dead_man: AsyncMutex<Option<Client>>,
 }
@@ -131,7 +133,14 @@ impl Maintain {
         let journal = vms.config().state_dir.join("journal.db");
         Journal::open(&journal)?;
         let boot = vms.boot().to_string().parse()?;
-        Ok(Arc::new(Self { vms, journal, boot, active: Mutex::default(), dead_man: AsyncMutex::default() }))
+        Ok(Arc::new(Self {
+            vms,
+            journal,
+            boot,
+            active: Mutex::default(),
+            over: Notify::new(),
+            dead_man: AsyncMutex::default(),
+        }))
     }
 
     /// Goes on with what an earlier agent began, or goes back. Their VMs are reserved when this returns.
@@ -231,6 +240,17 @@ impl Maintain {
         Report::of(&entries).map_err(|_| no_such())
     }
 
+    /// Waits until no maintenance has the host.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let over = self.over.notified();
+            if self.active().is_none() {
+                return;
+            }
+            over.await;
+        }
+    }
+
     fn active(&self) -> Option<Active> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -268,6 +288,7 @@ impl Maintain {
             self.vms.reserve(&vm.vm, None);
         }
         *self.active.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.over.notify_waiters();
         let measured = journal.entries(id).ok().and_then(|entries| Report::of(&entries).ok()).map(|r| r.measured());
         if let Err(error) = journal.record(&measured.unwrap_or_default()) {
             tracing::warn!(maintenance = %id, error = crate::chain(&error), "measurements not kept for forecasts");
