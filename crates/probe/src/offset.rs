@@ -24,7 +24,9 @@ pub struct Offset {
     pub raw_behind_ns: i64,
     /// Guest's wall clock less the host's, in nanoseconds.
     pub wall_error_ns: i64,
-    /// Both are known to this, in nanoseconds: half the round trip of the sharpest reading.
+    /// The asking machine's wall clock less its raw clock, in nanoseconds: turns its time stamps into times of its raw clock.
+    pub wall_less_raw_ns: i64,
+    /// The first two are known to this, in nanoseconds: half the round trip of the sharpest reading.
     pub half_trip_ns: i64,
 }
 
@@ -45,6 +47,7 @@ pub fn measure(address: SocketAddr) -> Result<Offset, AskError> {
         let offset = Offset {
             raw_behind_ns: raw + half - signed(guest.raw_ns),
             wall_error_ns: signed(guest.wall_ns) - wall - half,
+            wall_less_raw_ns: wall - raw,
             half_trip_ns: half,
         };
         if sharpest.is_none_or(|known| offset.half_trip_ns < known.half_trip_ns) {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use fermata_probe::bare::Stood;
 use serde_json::Value;
 
-use super::guest::Guest;
+use super::{guest::Guest, measure};
 use crate::{host::Host, payload};
 
 const FOLDER: &str = "/run/bare";
@@ -25,6 +25,15 @@ pub struct Bare<'a> {
     side: char,
     /// The VMM that runs it.
     pub vmm: String,
+}
+
+/// How long it stood, in milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Floor {
+    /// STOP to RESUME.
+    pub host_blackout_ms: f64,
+    /// From its last sample before to its first one after.
+    pub guest_blackout_ms: f64,
 }
 
 impl<'a> Bare<'a> {
@@ -52,11 +61,11 @@ impl<'a> Bare<'a> {
         Ok(bare)
     }
 
-    /// Swaps it and tells how long it stood, STOP to RESUME.
+    /// Swaps it and tells how long it stood.
     ///
     /// # Errors
     /// A VMM refuses.
-    pub fn swap(&mut self, to: &str, way: &str) -> Result<Duration> {
+    pub fn swap(&mut self, to: &str, way: &str) -> Result<Floor> {
         let (old, new) = (self.side, if self.side == 'a' { 'b' } else { 'a' });
         let unix = |kind: &str, name: &str| {
             format!(
@@ -77,6 +86,8 @@ impl<'a> Bare<'a> {
              fermata-probe bare-swap {FOLDER}/{old} {FOLDER}/{new} {way} && {{ systemctl stop bare-{old} || ! systemctl -q is-active bare-{old}; }} && rm -rf {FOLDER}/{old}",
             self.run(new, to, &more)
         );
+        let before = measure::snapshot(self.host, &self.guest)?;
+        self.guest.probe(self.host).mark()?;
         let output = self.host.exec_within(&script, LIMIT)?;
         if output.status != 0 {
             let log = self.host.run(&format!("journalctl -q -n 20 -o cat -u bare-{old} -u bare-{new}"))?;
@@ -84,7 +95,14 @@ impl<'a> Bare<'a> {
         }
         let stood: Stood = serde_json::from_str(output.stdout.lines().next().unwrap_or_default())?;
         (self.side, self.vmm) = (new, to.to_owned());
-        Ok(Duration::from_micros(stood.resumed_us.saturating_sub(stood.stopped_us)))
+        let after = measure::snapshot(self.host, &self.guest)?;
+        let ns = |us: u64| i64::try_from(us).map(|us| us * 1000).context("a time stamp of this century");
+        let pause = (ns(stood.stopped_us)?, ns(stood.resumed_us)?);
+        let gaps = &after.report.gaps.largest;
+        Ok(Floor {
+            host_blackout_ms: measure::signed_ms(pause.1 - pause.0),
+            guest_blackout_ms: measure::signed_ms(measure::blackout(gaps, &before.offset, &after.offset, Some(pause))),
+        })
     }
 
     /// Ends it; nothing is left.

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use anyhow::{Context, Result, bail};
 use fermata_probe::{
     CONTROL_PORT, SINK_CONTROL_PORT,
+    gap::Gap,
     offset::Offset,
     report::{Report, Sender},
 };
@@ -69,12 +70,11 @@ pub struct Swap {
     pub outcome: String,
     /// STOP to RESUME, by the report of the maintenance.
     pub host_blackout_ms: Option<f64>,
-    /// The guest's largest gap between samples and the time its clocks stood still, together: the upper bound of what the
-    /// guest missed.
+    /// From the guest's last sample before the pause to its first one after it, by the host's raw clock; see [`blackout`].
     pub guest_blackout_ms: f64,
-    /// Of it: the largest gap on the guest's own raw clock, which stands in the pause.
+    /// The largest gap on the guest's own raw clock in the whole maintenance, wherever in it. This clock stands in the pause.
     pub sample_gap_ms: f64,
-    /// Of it: how much the guest's raw clock fell behind the host's.
+    /// How much the guest's raw clock fell behind the host's.
     pub clock_stood_ms: f64,
     /// Largest time without a TCP heartbeat at the guest's peer.
     pub tcp_gap_ms: f64,
@@ -107,12 +107,13 @@ pub struct Swap {
     pub acts_ms: BTreeMap<String, f64>,
 }
 
-struct Snapshot {
-    report: Report,
-    offset: Offset,
+/// What a guest says of itself, and its clocks against the host's.
+pub(super) struct Snapshot {
+    pub(super) report: Report,
+    pub(super) offset: Offset,
 }
 
-fn snapshot(host: &Host, guest: &Guest) -> Result<Snapshot> {
+pub(super) fn snapshot(host: &Host, guest: &Guest) -> Result<Snapshot> {
     let address = format!("10.77.0.{}:{CONTROL_PORT}", guest.last);
     let text = host.run(&format!("fermata-probe offset {address}")).with_context(|| guest.last_words(host))?;
     let offset = serde_json::from_str(&text).with_context(|| format!("read an offset: {text}"))?;
@@ -157,7 +158,8 @@ pub fn swap(host: &Host, guests: &[Guest], update: &Update) -> Result<Vec<Swap>>
         let (Some(peer_before), Some(peer)) = peers else { bail!("the sink hears nothing of {}", guest.name) };
         let told = Told::of(&report, &guest.name);
         let (net_before, net) = (before.report.net.unwrap_or_default(), after.report.net.unwrap_or_default());
-        let sample_gap = after.report.gaps.largest.iter().map(|gap| gap.raw_ns).max().unwrap_or(0);
+        let gaps = &after.report.gaps.largest;
+        let sample_gap = gaps.iter().map(|gap| gap.raw_ns).max().unwrap_or(0);
         let stood = after.offset.raw_behind_ns - before.offset.raw_behind_ns;
         swaps.push(Swap {
             vm: guest.name.clone(),
@@ -169,7 +171,7 @@ pub fn swap(host: &Host, guests: &[Guest], update: &Update) -> Result<Vec<Swap>>
             to,
             outcome: told.outcome,
             host_blackout_ms: told.host_blackout_ms,
-            guest_blackout_ms: ms(sample_gap) + signed_ms(stood).max(0.0),
+            guest_blackout_ms: signed_ms(blackout(gaps, &before.offset, &after.offset, told.pause)),
             sample_gap_ms: ms(sample_gap),
             clock_stood_ms: signed_ms(stood),
             tcp_gap_ms: ms(peer.tcp.gap_ns),
@@ -191,6 +193,30 @@ pub fn swap(host: &Host, guests: &[Guest], update: &Update) -> Result<Vec<Swap>>
     Ok(swaps)
 }
 
+/// How long a guest did nothing around a pause (its begin and end by the host's wall clock, in nanoseconds since 1970), in nanoseconds:
+/// of the gaps between its samples the one that holds the pause, with the time its clock stood.
+///
+/// Before the pause the guest's raw clock is behind the host's by what `before` says, after it by what `after` says; so the ends of a gap
+/// across the pause are known on the host's raw clock. A pause that is in none of the gaps, or that is not known, is taken to be in the
+/// largest: never less than what was missed.
+#[must_use]
+pub fn blackout(gaps: &[Gap], before: &Offset, after: &Offset, pause: Option<(i64, i64)>) -> i64 {
+    let signed = |ns: u64| i64::try_from(ns).unwrap_or(i64::MAX);
+    let stood = (after.raw_behind_ns - before.raw_behind_ns).max(0);
+    // As exactly as both ends can be known: the readings, and the microseconds of the VMM's time stamps.
+    let slack = before.half_trip_ns + after.half_trip_ns + 1_000_000;
+    let around = |gap: &&Gap| {
+        pause.is_some_and(|(stopped, resumed)| {
+            let end = signed(gap.end_raw_ns) + after.raw_behind_ns + after.wall_less_raw_ns;
+            let begin = end - signed(gap.raw_ns) - stood;
+            begin <= stopped + slack && end >= resumed - slack
+        })
+    };
+    let longest = |gap: &Gap| signed(gap.raw_ns);
+    let gap = gaps.iter().filter(around).map(longest).max().or_else(|| gaps.iter().map(longest).max());
+    gap.unwrap_or(0) + stood
+}
+
 /// An older VMM does not read what a newer one sends over `cpr-transfer`; then a file is the way.
 #[must_use]
 pub fn way(from: &str, to: &str) -> &'static str {
@@ -206,7 +232,7 @@ fn ms(ns: u64) -> f64 {
     Duration::from_nanos(ns).as_secs_f64() * 1e3
 }
 
-fn signed_ms(ns: i64) -> f64 {
+pub(super) fn signed_ms(ns: i64) -> f64 {
     ms(ns.unsigned_abs()).copysign(if ns < 0 { -1.0 } else { 1.0 })
 }
 
@@ -236,6 +262,8 @@ fn apply(host: &Host, guests: &[Guest], update: &Update) -> Result<Value> {
 struct Told {
     outcome: String,
     host_blackout_ms: Option<f64>,
+    /// The last pause: begin and end by the host's wall clock, in nanoseconds.
+    pause: Option<(i64, i64)>,
     clock: Value,
     acts_ms: BTreeMap<String, f64>,
 }
@@ -252,11 +280,16 @@ impl Told {
             *acts_ms.entry(act["what"].as_str().unwrap_or("?").to_owned()).or_default() +=
                 micros(&act["took_us"]).unwrap_or(0.0);
         }
+        let ns = |value: &Value| value.as_i64().map(|us| us * 1000);
+        let began = told["blackouts_began"].as_array().and_then(|all| all.last()).and_then(ns);
+        let begin = ns(&report["ordered"]).zip(began).map(|(ordered, after)| ordered + after);
+        let last = pauses.last().and_then(ns);
         let word = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
         let trouble = report["trouble"]["text"].as_str().map(|text| format!(" ({text})")).unwrap_or_default();
         Self {
             outcome: format!("{}: {}{trouble}", word(&report["outcome"]), word(&told["end"]["kind"])),
             host_blackout_ms: pauses.iter().filter_map(micros).reduce(f64::max),
+            pause: begin.zip(last).map(|(begin, last)| (begin, begin + last)),
             clock: told["clock"].clone(),
             acts_ms,
         }
@@ -275,12 +308,33 @@ mod tests {
     }
 
     #[test]
+    fn the_gap_that_holds_the_pause_counts_and_not_the_largest() {
+        const MS: i64 = 1_000_000;
+        let offset =
+            |raw_behind_ns| Offset { raw_behind_ns, wall_error_ns: 0, wall_less_raw_ns: 1000 * MS, half_trip_ns: MS };
+        let gap = |end: u64, raw: u64| Gap {
+            end_wall_ns: 0,
+            end_raw_ns: end * 1_000_000,
+            raw_ns: raw * 1_000_000,
+            tsc_ns: 0,
+        };
+        // The guest's clock is 100 ms behind, stands for 200 ms, and is 300 ms behind then. The pause: 2000 to 2200 of the host's wall.
+        let (before, after) = (offset(100 * MS), offset(300 * MS));
+        let gaps = [gap(700, 40), gap(903, 5), gap(1500, 30)];
+        let pause = Some((2000 * MS, 2200 * MS));
+        assert_eq!(blackout(&gaps, &before, &after, pause), 205 * MS);
+        assert_eq!(blackout(&gaps, &before, &after, None), 240 * MS, "not known: never too little");
+        assert_eq!(blackout(&gaps[..1], &before, &after, pause), 240 * MS);
+    }
+
+    #[test]
     fn a_report_is_read_as_it_is_written() {
-        let report = json!({"outcome": "failed", "trouble": {"text": "no"}, "vms": [{"vm": "a", "host_blackouts": [1500, 2500],
+        let report = json!({"outcome": "failed", "ordered": 4500, "trouble": {"text": "no"}, "vms": [{"vm": "a", "host_blackouts": [1500, 2500], "blackouts_began": [null, 2000],
             "end": {"kind": "as_before"}, "clock": null, "acts": [{"what": "arm", "took_us": 1000}, {"what": "arm", "took_us": 500}]}]});
         let told = Told::of(&report, "a");
         assert_eq!(told.outcome, "failed: as_before (no)");
         assert_eq!(told.host_blackout_ms, Some(2.5));
+        assert_eq!(told.pause, Some((6_500_000, 9_000_000)));
         assert_eq!(told.acts_ms["arm"], 1.5);
     }
 }
