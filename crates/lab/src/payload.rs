@@ -141,6 +141,10 @@ fn enable_units(tar: &mut tar::Builder<Vec<u8>>, units: &Path) -> Result<()> {
     for entry in fs::read_dir(units).with_context(|| format!("read {}", units.display()))? {
         let (path, name) = {
             let entry = entry?;
+            // A folder holds additions to a unit, which enable nothing.
+            if entry.file_type()?.is_dir() {
+                continue;
+            }
             (entry.path(), entry.file_name())
         };
         let text = fs::read_to_string(&path)?;
