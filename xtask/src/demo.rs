@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use fermata_lab::{Host, Lab, LabSpec, guests, payload::vmm_binary};
+use anyhow::{Context, Result, ensure};
+use fermata_lab::{
+    Host, Kernel, Lab, LabSpec, guests,
+    kexecs::{change, measure},
+};
 use fermata_probe::report::Report;
 use serde_json::Value;
 
 /// The second update: another QEMU, at once.
 const NEWER_VMM: &str = "id = \"newer-qemu\"\ntitle = \"A newer QEMU under a running VM\"\nkind = \"vmm\"\nnotice_s = 0\n\
                          [change]\nvmm = \"11.1\"\n";
-
-/// Memory of the host that its kernels leave alone, for VMs: all of a host of 3 GiB that lies above 4 GiB.
-const VAULT: &str = "memmap=1G!4G";
 
 /// Shows it; with `keep` the host goes on running.
 pub(crate) fn run(keep: bool) -> Result<()> {
@@ -32,26 +32,32 @@ pub(crate) fn run(keep: bool) -> Result<()> {
     let kernel = host.run("uname -r")?;
 
     say("first the host's own kernel is replaced under it, by kexec; its memory stays where it is");
-    host.probe(11).mark()?;
-    newer_kernel(host, &say)?;
-    let jumped = felt(host)?;
+    let jumped = newer_kernel(host, &say)?;
 
     say("now its QEMU is replaced under it: rehearsal with a twin, then the pause");
-    host.probe(11).mark()?;
     host.write("/root/newer-qemu.toml", NEWER_VMM)?;
     println!("{}", host.run("fermata update check /root/newer-qemu.toml")?);
     println!("{}", host.run("fermata update apply /root/newer-qemu.toml")?);
-    let swapped = felt(host)?;
+    let list: Value = serde_json::from_str(&host.run("fermata --json maintenance list")?)?;
+    let swap = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|one| one["id"].as_str().is_some_and(|id| id.contains("newer-qemu")));
+    let swap = swap.and_then(|one| one["id"].as_str()).context("the swap is in the list")?;
+    let swapped: Value = serde_json::from_str(&host.run(&format!("fermata --json maintenance show {swap}"))?)?;
+    let now = felt(host)?;
 
     println!("{}", host.run("fermata vm list")?);
     println!("kernel of the host   {} -> {}", kernel.trim(), host.run("uname -r")?.trim());
-    println!("boot id of the guest {} -> {}", born.boot_id, swapped.clocks.boot_id);
-    for (what, report) in [("another QEMU", &swapped), ("another host kernel", &jumped)] {
-        println!("{what:<20} the guest stood still for {:.0} ms", report.gaps.max_ns() as f64 / 1e6);
+    println!("boot id of the guest {} -> {}", born.boot_id, now.clocks.boot_id);
+    for (what, report) in [("another host kernel", &jumped), ("another QEMU", &swapped)] {
+        let stood = measure::host_blackout_ms(report, "guest").context("a VM that was updated was paused")?;
+        println!("{what:<20} the VM stood still for {stood:.0} ms, {}", report["vms"][0]["end"]["kind"]);
     }
     let memory = host.probe(11).verify_memory()?;
     println!("memory of the guest  {} pages checked, {} wrong", memory.checked, memory.errors);
-    ensure!(born.boot_id == swapped.clocks.boot_id && memory.errors == 0, "the VM did not keep what it had");
+    ensure!(born.boot_id == now.clocks.boot_id && memory.errors == 0, "the VM did not keep what it had");
     if keep {
         lab.keep()?;
         println!("try it yourself:\n  cargo xtask lab exec --name demo host1\n  cargo xtask lab down --name demo");
@@ -65,13 +71,8 @@ pub(crate) fn run(keep: bool) -> Result<()> {
 /// A host whose VMs' memory outlives its kernel.
 fn spec() -> LabSpec {
     let mut spec = LabSpec::new("demo", 1);
-    VAULT.clone_into(&mut spec.hosts[0].cmdline);
-    let mut agent = "default_vmm = \"10.0\"\n[vault]\nkind = \"devdax\"\n".to_owned();
-    for version in ["10.0", "11.1"] {
-        agent += &format!("[vmm.\"{version}\"]\nbinary = \"{}\"\n", vmm_binary(version));
-    }
-    agent += "[[bridge]]\nname = \"br0\"\naddress = \"10.77.0.1/24\"\n";
-    spec.hosts[0].files = vec![("/etc/fermata/agent.toml".to_owned(), agent)];
+    spec.hosts[0].memory_mib = 2048;
+    spec.hosts[0] = spec.hosts[0].clone().with_vault(1024);
     spec
 }
 
@@ -82,28 +83,13 @@ fn felt(host: &Host) -> Result<Report> {
 }
 
 /// Applies the update and waits for its report, which the new kernel's agent writes.
-fn newer_kernel(host: &Host, say: &dyn Fn(&str)) -> Result<()> {
-    let boot = host.boot_id()?;
-    let image = host.run("ls /boot/vmlinuz-7*")?;
-    let update = format!(
-        "id = \"newer-kernel\"\ntitle = \"Linux 7.2 under a running VM\"\nkind = \"kernel\"\nnotice_s = 0\n[change]\nimage = \"{}\"\n",
-        image.trim()
-    );
+fn newer_kernel(host: &Host, say: &dyn Fn(&str)) -> Result<Value> {
+    let update = change::update(host, Kernel::Backports)?;
     host.write("/root/newer-kernel.toml", &update)?;
     println!("{}", host.run("fermata update check /root/newer-kernel.toml")?);
-    host.run("fermata update apply --detach /root/newer-kernel.toml")?;
-    host.wait_boot_after(&boot, Duration::from_secs(240))?;
+    let report = change::apply(host, &update)?;
     say("the new kernel is up");
-    host.wait_agent_ready(Duration::from_secs(120))?;
-    let over = "timeout 120 sh -c 'until fermata maintenance list | grep newer-kernel | grep -qv \"under way\"; do sleep 0.3; done'";
-    host.exec_within(over, Duration::from_secs(150))?;
-    let list: Value = serde_json::from_str(&host.run("fermata --json maintenance list")?)?;
-    let newest = list
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|one| one["id"].as_str().is_some_and(|id| id.contains("newer-kernel")));
-    let Some(id) = newest.and_then(|one| one["id"].as_str()) else { bail!("the update is not in the list:\n{list:#}") };
+    let id = report["maintenance"].as_str().context("a report names its maintenance")?;
     println!("{}", host.run(&format!("fermata maintenance show {id}"))?);
-    Ok(())
+    Ok(report)
 }

@@ -10,9 +10,12 @@ use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
-use fermata_lab::swaps::{
-    bench,
-    faults::{self, Fault},
+use fermata_lab::{
+    kexecs,
+    swaps::{
+        bench,
+        faults::{self, Fault},
+    },
 };
 
 #[derive(Debug, Parser)]
@@ -99,6 +102,12 @@ enum Bench {
         #[arg(long)]
         swaps: Option<usize>,
     },
+    /// Kernels that change under running VMs, beside the floor and beside a restart by hand: `target/bench/kexec.json`.
+    Kexec {
+        /// One and four VMs, few changes: about twenty minutes.
+        #[arg(long)]
+        quick: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -109,6 +118,15 @@ enum Faults {
         #[arg(long)]
         short: bool,
         /// One step, such as "hand over".
+        #[arg(long)]
+        step: Option<String>,
+        /// No case begins after this many minutes.
+        #[arg(long, default_value_t = 120)]
+        minutes: u64,
+    },
+    /// Change the kernel under two VMs with a fault at every step: `target/bench/faults-kexec.json`.
+    Kexec {
+        /// One step, such as "jump".
         #[arg(long)]
         step: Option<String>,
         /// No case begins after this many minutes.
@@ -159,11 +177,17 @@ fn run() -> Result<()> {
         }
         Task::Bench(Bench::Imds { seconds }) => imds::bench(seconds),
         Task::Bench(Bench::Swap { quick, swaps }) => bench::run(&bench::plan(quick, swaps)?),
+        Task::Bench(Bench::Kexec { quick }) => {
+            kexecs::bench::run(&if quick { kexecs::bench::Plan::quick() } else { kexecs::bench::Plan::full() })
+        }
         Task::Faults(Faults::Swap { short, step, minutes }) => {
             let (steps, all) =
                 if short { (&faults::SHORT[..], &Fault::SHORT[..]) } else { (&faults::STEPS[..], &Fault::ALL[..]) };
             let one = step.as_deref().map(|step| [step]);
             faults::run(one.as_ref().map_or(steps, |one| one), all, Duration::from_secs(minutes * 60))
+        }
+        Task::Faults(Faults::Kexec { step, minutes }) => {
+            kexecs::faults::run(&kexecs::faults::Fault::ALL, step.as_deref(), Duration::from_secs(minutes * 60))
         }
         Task::Bench(Bench::Planner) => fleet::bench(),
         Task::Sim { campaigns, seed } => fleet::sim(campaigns, seed),

@@ -21,26 +21,63 @@ const BUS_LIMIT: Duration = Duration::from_millis(500);
 /// Between two looks whether the bus has come up: nothing announces it.
 const BUS_LOOK: Duration = Duration::from_millis(200);
 
-/// How a VMM is confined, in the words of unit files.
-const CONFINED: [(&str, &str); 14] = [
-    ("SupplementaryGroups", "kvm"),
-    ("StandardOutput", "null"),
-    ("NoNewPrivileges", "yes"),
-    ("RestrictNamespaces", "yes"),
-    ("ProtectKernelModules", "yes"),
-    ("ProtectKernelTunables", "yes"),
-    ("ProtectControlGroups", "yes"),
-    ("RestrictSUIDSGID", "yes"),
-    ("LockPersonality", "yes"),
-    ("DevicePolicy", "closed"),
-    ("LimitNOFILE", "65536"),
-    ("LimitCORE", "0"),
-    ("TimeoutStopSec", "10"),
+/// How a VMM is confined, by the names that unit files use.
+const CONFINED: [(&str, Setting); 14] = [
+    ("SupplementaryGroups", Setting::Names(&["kvm"])),
+    ("StandardOutput", Setting::Word("null")),
+    ("NoNewPrivileges", Setting::Yes),
+    ("RestrictNamespaces", Setting::All),
+    ("ProtectKernelModules", Setting::Yes),
+    ("ProtectKernelTunables", Setting::Yes),
+    ("ProtectControlGroups", Setting::Yes),
+    ("RestrictSUIDSGID", Setting::Yes),
+    ("LockPersonality", Setting::Yes),
+    ("DevicePolicy", Setting::Word("closed")),
+    ("LimitNOFILE", Setting::Number(65_536)),
+    ("LimitCORE", Setting::Number(0)),
+    ("TimeoutStopSec", Setting::StopSeconds(10)),
     // The guests' own service stops before a VM's unit at shutdown, so guests are asked before VMMs are ended.
-    ("Before", "fermata-guests.service"),
+    ("Before", Setting::Names(&["fermata-guests.service"])),
 ];
 /// What every VMM may open besides.
 const DEVICES: [(&str, &str); 2] = [("/dev/kvm", "rw"), ("block-*", "rw")];
+
+/// What a property of a unit is set to; unit files and the bus write it in ways of their own.
+#[derive(Debug, Clone, Copy)]
+enum Setting {
+    Yes,
+    /// Of the kinds of namespaces: each is restricted, so none is allowed.
+    All,
+    Word(&'static str),
+    Names(&'static [&'static str]),
+    Number(u64),
+    /// Of the time limit for stopping, whose name on the bus tells its unit.
+    StopSeconds(u64),
+}
+
+impl Setting {
+    /// As a unit file has it.
+    fn in_unit_files(self) -> String {
+        match self {
+            Self::Yes | Self::All => "yes".to_owned(),
+            Self::Word(word) => word.to_owned(),
+            Self::Names(names) => names.join(" "),
+            Self::Number(number) | Self::StopSeconds(number) => number.to_string(),
+        }
+    }
+
+    /// As the bus takes it, with the name it has there.
+    fn on_the_bus(self, name: &'static str) -> (&'static str, Value<'static>) {
+        match self {
+            Self::Yes => (name, true.into()),
+            Self::All => (name, Value::from(0_u64)),
+            Self::Word(word) => (name, word.into()),
+            Self::Names(names) => (name, Value::from(names.to_vec())),
+            Self::Number(number) => (name, Value::from(number)),
+            Self::StopSeconds(seconds) => ("TimeoutStopUSec", Value::from(seconds * 1_000_000)),
+        }
+    }
+}
 
 /// Why a unit could not be started, stopped or asked.
 #[derive(Debug, thiserror::Error)]
@@ -215,32 +252,18 @@ impl Units {
         let vault = unit.vault.as_ref().map(|device| device.display().to_string());
         let mut devices = DEVICES.to_vec();
         devices.extend(vault.as_deref().map(|device| (device, "rw")));
-        // What [`CONFINED`] says, in the types of the bus.
-        let properties: Vec<(&str, Value<'_>)> = vec![
+        let mut properties: Vec<(&str, Value<'_>)> = vec![
             ("Description", unit.description.as_str().into()),
             ("Type", "exec".into()),
             ("ExecStart", Value::from(exec.to_vec())),
             ("User", unit.user.as_str().into()),
-            ("SupplementaryGroups", Value::from(vec!["kvm"])),
             ("Slice", unit.slice.as_str().into()),
             ("StandardErrorFileToAppend", log.as_str().into()),
-            ("StandardOutput", "null".into()),
-            ("NoNewPrivileges", true.into()),
-            ("RestrictNamespaces", Value::from(0u64)),
-            ("ProtectKernelModules", true.into()),
-            ("ProtectKernelTunables", true.into()),
-            ("ProtectControlGroups", true.into()),
-            ("RestrictSUIDSGID", true.into()),
-            ("LockPersonality", true.into()),
-            ("DevicePolicy", "closed".into()),
             ("DeviceAllow", Value::from(devices)),
-            ("LimitNOFILE", Value::from(65_536u64)),
-            ("LimitCORE", Value::from(0u64)),
             ("KillMode", "control-group".into()),
-            ("TimeoutStopUSec", Value::from(10_000_000u64)),
             ("CollectMode", "inactive-or-failed".into()),
-            ("Before", Value::from(vec!["fermata-guests.service"])),
         ];
+        properties.extend(CONFINED.iter().map(|(name, setting)| setting.on_the_bus(name)));
         let job = bus.manager.start_transient_unit(&unit.name, "fail", &properties, &[]);
         Self::run_job(bus, "start", &unit.name, job).await
     }

@@ -108,7 +108,7 @@ fn small(image: &Image, probe: &[u8], folder: &Path) -> Result<()> {
 }
 
 /// One entry of the `newc` format (kernel documentation, `driver-api/early-userspace/buffer-format`).
-fn cpio_entry(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+pub(crate) fn cpio_entry(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
     let size = content.len();
     let fields = [0, mode as usize, 0, 0, 1, 0, size, 0, 0, 0, 0, name.len() + 1, 0];
     archive.extend(b"070701");

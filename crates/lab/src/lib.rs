@@ -29,6 +29,7 @@
 //! | [`fault`] | defects of the emulator, told from failures of Fermata |
 //! | [`paths`] | where everything lies |
 //! | [`network`] | the switch between hosts |
+//! | [`kexecs`] | kernels of hosts that change under such guests |
 //! | [`swaps`] | VMMs that change under guests which notice everything |
 //!
 //! Everything here blocks; a test that is asynchronous calls it from a blocking thread.
@@ -41,6 +42,7 @@ pub mod guest;
 pub mod guests;
 pub mod host;
 pub mod image;
+pub mod kexecs;
 pub mod lab;
 pub mod machine;
 pub mod network;

@@ -120,7 +120,7 @@ impl Machine<'_> {
         };
         let append = format!(
             "console=ttyS0 quiet net.ifnames=0 panic=5 mitigations=off systemd.show_status=error{clock} {}",
-            self.spec.cmdline
+            self.spec.words()
         );
         qemu.args(["-name", &format!("fermata-lab-{}-{}", self.lab, self.name)])
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"])

@@ -66,7 +66,7 @@ pub fn write(disk: &Path, image: &Image, programs: &Programs, who: Identity<'_>,
     let machine = command::digest([who.lab.as_bytes(), who.name().as_bytes()]);
     add(&mut tar, "etc/machine-id", 0o444, format!("{}\n", &machine[..32]).as_bytes())?;
     add(&mut tar, "etc/fermata-lab/host", 0o644, format!("private_address=10.88.0.{}/24\n", who.number).as_bytes())?;
-    add(&mut tar, "etc/fermata/agent.toml", 0o644, agent(&image.vmms()?, spec.imds).as_bytes())?;
+    add(&mut tar, "etc/fermata/agent.toml", 0o644, agent(&image.vmms()?, spec).as_bytes())?;
     for (path, content) in &spec.files {
         add(&mut tar, path.trim_start_matches('/'), 0o644, content.as_bytes())?;
     }
@@ -87,15 +87,18 @@ fn hosts(who: Identity<'_>) -> String {
     std::iter::once("127.0.0.1 localhost\n".to_owned()).chain(lines).collect()
 }
 
-/// The agent's configuration on a lab host: both VMMs and a bridge for guests.
-fn agent(vmms: &[String], imds: bool) -> String {
+/// The agent's configuration on a lab host: both VMMs, a bridge for guests, and a vault where the host has one.
+fn agent(vmms: &[String], spec: &HostSpec) -> String {
     let mut text = vmms.first().map_or_else(String::new, |first| format!("default_vmm = \"{first}\"\n"));
+    if spec.vault_mib > 0 {
+        text += "\n[vault]\nkind = \"devdax\"\n";
+    }
     for version in vmms {
         text += &format!("\n[vmm.\"{version}\"]\nbinary = \"{}\"\n", vmm_binary(version));
     }
     text += "\n[[bridge]]\nname = \"br0\"\naddress = \"10.77.0.1/24\"\n";
     // Of the host's own ports, guests reach those of the probe's sink.
-    if imds {
+    if spec.imds {
         text += "\n[imds]\nopen = [{ tcp = 7070 }, { udp = 7070 }]\n";
     }
     text
@@ -210,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_agent_is_told_of_both_vmms() {
-        let text = agent(&["10.0".to_owned(), "11.1".to_owned()], false);
+        let text = agent(&["10.0".to_owned(), "11.1".to_owned()], &HostSpec::default().with_vault(64));
         assert!(text.starts_with("default_vmm = \"10.0\"\n"));
         assert!(text.contains("[vmm.\"11.1\"]\nbinary = \"/usr/lib/fermata-lab/vmm/11.1/bin/qemu-system-x86_64\""));
     }

@@ -46,6 +46,11 @@ impl LabSpec {
         if let Some(host) = self.hosts.iter().find(|host| !(512..=65_536).contains(&host.memory_mib)) {
             bail!("a host with {} MiB: use 512 to 65536", host.memory_mib);
         }
+        // Of the memory of a machine 2 GiB lie below the hole for devices (QEMU, q35), the rest above.
+        let above = |host: &HostSpec| host.memory_mib.saturating_sub(2048);
+        if let Some(host) = self.hosts.iter().find(|host| host.vault_mib > above(host)) {
+            bail!("{} MiB for VMs of {} MiB: the host needs 2048 MiB besides", host.vault_mib, host.memory_mib);
+        }
         if let Some(host) = self.hosts.iter().find(|host| !(1..=16).contains(&host.cpus)) {
             bail!("a host with {} processors: use 1 to 16", host.cpus);
         }
@@ -62,8 +67,11 @@ pub struct HostSpec {
     pub cpus: u32,
     /// Kernel it boots; both are installed, so a test can change to the other one by kexec.
     pub kernel: Kernel,
-    /// More words for the kernel's command line, for example `memmap=1G!5G`.
+    /// More words for the kernel's command line.
     pub cmdline: String,
+    /// Part of the memory that its kernels leave alone, for VMs that outlive them, in MiB; see [`Self::with_vault`].
+    #[serde(default)]
+    pub vault_mib: u64,
     /// Whether its guests are told what is coming, by the metadata service; they then reach nothing else of it but the sink.
     #[serde(default)]
     pub imds: bool,
@@ -78,9 +86,26 @@ impl Default for HostSpec {
             cpus: Acceleration::detect().processors(),
             kernel: Kernel::Stable,
             cmdline: String::new(),
+            vault_mib: 0,
             imds: false,
             files: Vec::new(),
         }
+    }
+}
+
+impl HostSpec {
+    /// With so much memory for VMs that outlive its kernels, besides what it has for itself.
+    #[must_use]
+    pub fn with_vault(self, mib: u64) -> Self {
+        Self { memory_mib: self.memory_mib + mib - self.vault_mib, vault_mib: mib, ..self }
+    }
+
+    /// All words of its own for its kernel's command line.
+    #[must_use]
+    pub fn words(&self) -> String {
+        // Memory above the hole for devices begins there; below it is too little for both.
+        let vault = if self.vault_mib > 0 { format!("memmap={}M!4G ", self.vault_mib) } else { String::new() };
+        vault + &self.cmdline
     }
 }
 
@@ -120,11 +145,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_vault_comes_on_top_of_what_a_host_has() {
+        let spec = HostSpec { cmdline: "quiet".to_owned(), ..HostSpec::default() }.with_vault(512).with_vault(1024);
+        assert_eq!((spec.memory_mib, spec.words().as_str()), (3072 + 1024, "memmap=1024M!4G quiet"));
+        assert_eq!(HostSpec::default().words(), "");
+    }
+
+    #[test]
     fn a_lab_that_cannot_be_is_refused_with_the_way_out() {
         assert!(LabSpec::new("lab", 1).check().is_ok());
         assert!(LabSpec::new("../x", 1).check().unwrap_err().to_string().contains("letters"));
         assert!(LabSpec::new("lab", 0).check().unwrap_err().to_string().contains("1 to 9"));
         let mut spec = LabSpec::new("lab", 1);
+        spec.hosts[0].vault_mib = 2048;
+        assert!(spec.check().unwrap_err().to_string().contains("2048 MiB besides"));
         spec.hosts[0].memory_mib = 64;
         assert!(spec.check().unwrap_err().to_string().contains("512"));
     }

@@ -12,22 +12,13 @@
 
 use std::time::{Duration, Instant};
 
-use fermata_lab::{Host, Lab, LabSpec, guests, payload::vmm_binary};
+use fermata_lab::{Host, Lab, LabSpec, guests};
 use serde_json::Value;
 
 const BUSY: Duration = Duration::from_secs(420);
 
 struct Fleet {
     lab: Lab,
-}
-
-/// Configuration of an agent whose VMs outlive the host's kernel.
-fn with_vault() -> String {
-    let mut agent = "default_vmm = \"10.0\"\n[vault]\nkind = \"devdax\"\n".to_owned();
-    for version in ["10.0", "11.1"] {
-        agent += &format!("[vmm.\"{version}\"]\nbinary = \"{}\"\n", vmm_binary(version));
-    }
-    agent + "[[bridge]]\nname = \"br0\"\naddress = \"10.77.0.1/24\"\n"
 }
 
 impl Fleet {
@@ -37,10 +28,8 @@ impl Fleet {
         for host in &mut spec.hosts {
             host.memory_mib = 2560;
             if vault {
-                // All of a host of 3 GiB that lies above 4 GiB.
-                host.memory_mib = 3072;
-                host.cmdline = "memmap=1G!4G".to_owned();
-                host.files = vec![("/etc/fermata/agent.toml".to_owned(), with_vault())];
+                host.memory_mib = 2048;
+                *host = host.clone().with_vault(1024);
             }
         }
         let fleet = Self { lab: Lab::up(&spec).unwrap() };

@@ -6,19 +6,8 @@
 
 use std::time::Duration;
 
-use fermata_lab::{Host, Lab, LabSpec, guests, payload::vmm_binary};
+use fermata_lab::{Host, Kernel, Lab, LabSpec, guests, kexecs::change};
 use serde_json::Value;
-
-const VAULT: &str = "memmap=1G!4G";
-
-fn agent_toml() -> String {
-    format!(
-        "default_vmm = \"10.0\"\n[vmm.\"10.0\"]\nbinary = \"{}\"\n[vmm.\"11.1\"]\nbinary = \"{}\"\n\
-         [vault]\nkind = \"devdax\"\n[[bridge]]\nname = \"br0\"\naddress = \"10.77.0.1/24\"\n",
-        vmm_binary("10.0"),
-        vmm_binary("11.1")
-    )
-}
 
 fn json(host: &Host, command: &str) -> Value {
     let output = host.exec_within(&format!("fermata --json {command}"), Duration::from_secs(300)).unwrap();
@@ -39,11 +28,8 @@ fn vms_keep_everything_while_the_hosts_kernel_changes() {
     let mut spec = LabSpec::for_test("kexec", 2);
     spec.hosts[1].memory_mib = 768;
     spec.hosts[1].cpus = 1;
-    spec.hosts[0].cmdline = VAULT.to_owned();
-    spec.hosts[0].files = vec![
-        ("/etc/fermata/agent.toml".to_owned(), agent_toml()),
-        ("/etc/sysctl.d/guests.conf".to_owned(), "net.ipv4.ip_forward = 1\n".to_owned()),
-    ];
+    spec.hosts[0] = spec.hosts[0].clone().with_vault(1024);
+    spec.hosts[0].files = vec![("/etc/sysctl.d/guests.conf".to_owned(), "net.ipv4.ip_forward = 1\n".to_owned())];
     let lab = Lab::up(&spec).unwrap();
     let (host, peer) = (lab.host(1), lab.host(2));
     host.wait_agent_ready(Duration::from_secs(60)).unwrap();
@@ -57,28 +43,14 @@ fn vms_keep_everything_while_the_hosts_kernel_changes() {
     }
     let born: Vec<_> = guests.iter().map(|(_, last)| host.probe(*last).wait_alive(90).unwrap()).collect();
     // A memfd VM would be refused; these are in the vault.
-    let (boot, kernel) = (host.boot_id().unwrap(), host.run("uname -r").unwrap());
+    let kernel = host.run("uname -r").unwrap();
     assert!(kernel.starts_with("6.12"), "{kernel}");
     peer.sink_mark().unwrap();
     for (_, last) in guests {
         host.probe(last).mark().unwrap();
     }
 
-    host.write(
-        "/tmp/newer.toml",
-        "id = \"newer-kernel\"\ntitle = \"7.2\"\nkind = \"kernel\"\nnotice_s = 0\n[change]\nimage = \"IMAGE\"\n",
-    )
-    .unwrap();
-    host.run("sed -i \"s,IMAGE,$(ls /boot/vmlinuz-7*),\" /tmp/newer.toml").unwrap();
-    let applied = host.exec("fermata update apply --detach /tmp/newer.toml").unwrap();
-    assert_eq!(applied.status, 0, "{applied:?}");
-    host.wait_boot_after(&boot, Duration::from_secs(240)).unwrap();
-    host.wait_agent_ready(Duration::from_secs(120)).unwrap();
-    let over = "timeout 120 sh -c 'until fermata maintenance list 2>/dev/null | grep newer | grep -qv \"under way\"; do sleep 0.3; done'";
-    host.exec_within(over, Duration::from_secs(150)).unwrap();
-
-    let id = json(host, "maintenance list")[0]["id"].as_str().unwrap().to_owned();
-    let report = json(host, &format!("maintenance show {id}"));
+    let report = change::apply(host, &change::update(host, Kernel::Backports).unwrap()).unwrap();
     println!("kexec report: {report:#}");
     assert_eq!(report["outcome"], "done", "{report:#}\n{}", log(host));
     assert!(host.run("uname -r").unwrap().starts_with("7."));

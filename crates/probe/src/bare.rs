@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// How long any single step may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// How the state goes over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,18 +69,41 @@ pub fn swap(old: &Path, new: &Path, way: Way) -> io::Result<Stood> {
             to
         }
     };
-    let begin = Instant::now();
-    while to.execute("query-status", Value::Null)?["status"] == "inmigrate" {
-        if begin.elapsed() > LIMIT {
-            return Err(io::Error::other("the new VMM never had the VM"));
-        }
-        crate::clock::rest(Duration::from_micros(200));
-    }
-    to.execute("cont", Value::Null)?;
-    let resumed_us = to.event(|name, _| name == "RESUME")?;
+    let resumed_us = to.run_when_loaded()?;
     let stopped_us = from.event(|name, _| name == "STOP")?;
     from.execute("quit", Value::Null)?;
     Ok(Stood { stopped_us, resumed_us })
+}
+
+/// Writes a VM with all its memory into a file and ends its VMM, as one does before a host is restarted. When it stopped, in
+/// microseconds since 1970.
+///
+/// # Errors
+/// The VMM (whose socket `qmp` is in `folder`) does not answer or refuses.
+pub fn suspend(folder: &Path, file: &Path) -> io::Result<u64> {
+    let mut from = Monitor::connect(&folder.join("qmp"))?;
+    from.execute("migrate-set-capabilities", json!({"capabilities": [{"capability": "events", "state": true}]}))?;
+    from.execute("stop", Value::Null)?;
+    from.execute("migrate", whole(file))?;
+    from.completed()?;
+    let stopped_us = from.event(|name, _| name == "STOP")?;
+    from.execute("quit", Value::Null)?;
+    Ok(stopped_us)
+}
+
+/// Loads what [`suspend`] wrote into a VMM that was started with `-incoming defer -S`, and lets it run. When it did, in microseconds
+/// since 1970.
+///
+/// # Errors
+/// The VMM does not answer or refuses.
+pub fn wake(folder: &Path, file: &Path) -> io::Result<u64> {
+    let mut to = Monitor::connect(&folder.join("qmp"))?;
+    to.execute("migrate-incoming", whole(file))?;
+    to.run_when_loaded()
+}
+
+fn whole(file: &Path) -> Value {
+    json!({"channels": [{"channel-type": "main", "addr": {"transport": "file", "filename": file, "offset": 0}}]})
 }
 
 struct Monitor {
@@ -146,6 +169,19 @@ impl Monitor {
             }
             at += 1;
         }
+    }
+
+    /// Lets the VM run as soon as its state is loaded; when that was.
+    fn run_when_loaded(&mut self) -> io::Result<u64> {
+        let begin = Instant::now();
+        while self.execute("query-status", Value::Null)?["status"] == "inmigrate" {
+            if begin.elapsed() > LIMIT {
+                return Err(io::Error::other("the new VMM never had the VM"));
+            }
+            crate::clock::rest(Duration::from_micros(200));
+        }
+        self.execute("cont", Value::Null)?;
+        self.event(|name, _| name == "RESUME")
     }
 
     fn completed(&mut self) -> io::Result<()> {

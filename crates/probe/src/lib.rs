@@ -17,6 +17,7 @@
 //! | [`guest`] | the probe inside a guest: configuration and threads |
 //! | [`offset`] | a guest's clocks against those of the machine that asks |
 //! | [`bare`] | the floor of a VMM swap: by bare QMP commands, on a host |
+//! | [`floor`] | the floor of a change of kernels: to the first instruction of an empty `/init` |
 //! | [`metadata`] | the metadata service, asked from inside a guest |
 //! | [`inside`] | a command in a guest, run from its host |
 
@@ -25,6 +26,7 @@ pub mod beat;
 pub mod clock;
 pub mod control;
 pub mod disk;
+pub mod floor;
 pub mod gap;
 pub mod guest;
 pub mod inside;

@@ -1,12 +1,16 @@
 //! The probe as a program: `guest`, `sink`, `ask ADDRESS WHAT`, `offset ADDRESS`, `check-disk PATH ACKNOWLEDGED`,
-//! `bare-swap OLD NEW WAY`, `hold-kvm`, `metadata METHOD PATH [BODY]`, `watch-events FILE EVERY_MS`,
+//! `bare-swap OLD NEW WAY`,
+//! `bare-suspend FOLDER FILE`, `bare-wake FOLDER FILE`, `jump KERNEL INITRD CMDLINE`, `unload`,
+//! `flip DEVICE table|states`, `hold-kvm`, `metadata METHOD PATH [BODY]`, `watch-events FILE EVERY_MS`,
 //! `inside SOCKET SECONDS SCRIPT`.
 
 use std::{error::Error, path::Path, process::ExitCode, time::Duration};
 
 use fermata_probe::{
-    BEAT_PORT, SINK_CONTROL_PORT, bare, control, disk, guest, inside, metadata, offset, report::Request, sink,
+    BEAT_PORT, SINK_CONTROL_PORT, bare, control, disk, floor, guest, inside, metadata, offset, report::Request, sink,
 };
+
+use fermata_vault::memory::devdax::{Devdax, Part};
 
 const USAGE: &str = "usage: fermata-probe guest [--network]
        fermata-probe sink
@@ -14,12 +18,20 @@ const USAGE: &str = "usage: fermata-probe guest [--network]
        fermata-probe offset ADDRESS:PORT
        fermata-probe check-disk PATH ACKNOWLEDGED
        fermata-probe bare-swap OLD-FOLDER NEW-FOLDER transfer|file
+       fermata-probe bare-suspend FOLDER FILE
+       fermata-probe bare-wake FOLDER FILE
+       fermata-probe jump KERNEL INITRD CMDLINE
+       fermata-probe unload
+       fermata-probe flip DEVICE table|states
        fermata-probe hold-kvm
        fermata-probe metadata METHOD PATH [BODY]
        fermata-probe watch-events FILE EVERY_MS
        fermata-probe inside SOCKET SECONDS SCRIPT";
 
 fn main() -> ExitCode {
+    if std::env::args().next().as_deref() == Some(floor::INIT) {
+        return floor::arrive();
+    }
     let words: Vec<String> = std::env::args().skip(1).collect();
     match run(&words.iter().map(String::as_str).collect::<Vec<_>>()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -61,6 +73,18 @@ fn run(words: &[&str]) -> Result<(), Box<dyn Error>> {
                 _ => return Err(USAGE.into()),
             };
             println!("{}", serde_json::to_string(&bare::swap(Path::new(old), Path::new(new), way)?)?);
+        }
+        ["bare-suspend", folder, file] => println!("{}", bare::suspend(Path::new(folder), Path::new(file))?),
+        ["bare-wake", folder, file] => println!("{}", bare::wake(Path::new(folder), Path::new(file))?),
+        ["jump", kernel, initrd, cmdline] => floor::jump(Path::new(kernel), Path::new(initrd), cmdline)?,
+        ["unload"] => fermata_vault::kexec::unload()?,
+        ["flip", device, part] => {
+            let part = match *part {
+                "table" => Part::Table,
+                "states" => Part::States,
+                _ => return Err(USAGE.into()),
+            };
+            println!("{} flipped", Devdax::flip(Path::new(device), part)?);
         }
         ["check-disk", path, acknowledged] => {
             println!("{}", serde_json::to_string(&disk::check(Path::new(path), acknowledged.parse()?)?)?);

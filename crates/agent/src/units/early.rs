@@ -29,7 +29,7 @@ pub(super) async fn start(unit: &VmUnit, limit: Duration) -> Result<(), UnitErro
 
 /// What [`super::Units::start`] says of the unit over the bus, in the words of unit files.
 fn properties(unit: &VmUnit) -> impl Iterator<Item = String> {
-    let fixed = super::CONFINED.iter().map(|(key, value)| format!("{key}={value}"));
+    let fixed = super::CONFINED.iter().map(|(name, setting)| format!("{name}={}", setting.in_unit_files()));
     let devices = super::DEVICES.iter().map(|(device, rights)| format!("DeviceAllow={device} {rights}"));
     let vault = unit.vault.iter().map(|device| format!("DeviceAllow={} rw", device.display()));
     let log = format!("StandardError=append:{}", unit.log.display());
@@ -112,6 +112,9 @@ mod tests {
         let said: Vec<String> = properties(&unit).collect();
         for expected in [
             "NoNewPrivileges=yes",
+            "RestrictNamespaces=yes",
+            "SupplementaryGroups=kvm",
+            "TimeoutStopSec=10",
             "DevicePolicy=closed",
             "DeviceAllow=/dev/kvm rw",
             "DeviceAllow=/dev/dax0.0 rw",

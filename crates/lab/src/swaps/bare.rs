@@ -1,4 +1,5 @@
-//! The floor: a VM with the command line of one of Fermata's, started and swapped by hand on the same host.
+//! The floor: a VM with the command line of one of Fermata's, started and swapped by hand on the same host; or taken through a
+//! restart of the host in a file, as one does without Fermata.
 //!
 //! What differs from Fermata's own: memory is a file in `/dev/shm` and taps are opened by name, because a shell lends no
 //! descriptors. Both VMMs run as root in a unit of their own.
@@ -7,13 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fermata_probe::bare::Stood;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{guest::Guest, measure};
 use crate::{host::Host, payload};
 
-const FOLDER: &str = "/run/bare";
-const MEMORY: &str = "/dev/shm/bare.mem";
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// A VM that nobody but this value looks after.
@@ -46,19 +45,65 @@ impl<'a> Bare<'a> {
         let pid = view["process"]["pid"].as_u64().with_context(|| format!("{} does not run", like.name))?;
         let vmm = view["process"]["vmm"].as_str().context("a running VM has a VMM")?.to_owned();
         let text = host.run(&format!("tr '\\0' '\\n' < /proc/{pid}/cmdline"))?;
-        let guest = Guest { name: "bare".to_owned(), last, ..like.clone() };
+        let guest = Guest { name: format!("bare{last}"), last, ..like.clone() };
         let arguments = rewrite(text.lines().skip(1), like, &guest)?;
         let bare = Self { host, guest, arguments, side: 'a', vmm };
         bare.clear();
         host.run(&format!("truncate -s 64M {}", bare.guest.image()))?;
-        for side in ['a', 'b'] {
-            host.run(&format!(
-                "ip tuntap add dev bare-{side} mode tap vnet_hdr && ip link set bare-{side} master br0 up"
-            ))?;
-        }
+        bare.links()?;
         host.run(&bare.run('a', &bare.vmm, &[]))?;
         bare.guest.probe(host).wait_alive(180)?;
         Ok(bare)
+    }
+
+    /// The VM, for whoever asks its probe.
+    #[must_use]
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    fn links(&self) -> Result<()> {
+        let name = &self.guest.name;
+        for side in ['a', 'b'] {
+            self.host.run(&format!(
+                "ip tuntap add dev {name}-{side} mode tap vnet_hdr && ip link set {name}-{side} master br0 up"
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Puts it into a file on the host's disk, memory and all, and ends its VMM.
+    ///
+    /// # Errors
+    /// The VMM refuses.
+    pub fn suspend(&self) -> Result<()> {
+        let (folder, file) = (self.folder(), self.state_file());
+        self.host.exec_within(&format!("fermata-probe bare-suspend {folder}/{} {file}", self.side), LIMIT)?;
+        Ok(())
+    }
+
+    /// Lets it go on from that file, after a restart of the host.
+    ///
+    /// # Errors
+    /// The VMM refuses.
+    pub fn wake(&mut self) -> Result<()> {
+        self.links()?;
+        self.side = 'a';
+        let words = ["-incoming", "defer", "-S"].map(str::to_owned);
+        let wake = format!("fermata-probe bare-wake {}/a {}", self.folder(), self.state_file());
+        let output = self.host.exec_within(&format!("{} && {wake}", self.run('a', &self.vmm, &words)), LIMIT)?;
+        if output.status != 0 {
+            bail!("{} does not wake: {}", self.guest.name, output.stderr);
+        }
+        Ok(())
+    }
+
+    fn folder(&self) -> String {
+        folder_of(&self.guest)
+    }
+
+    fn state_file(&self) -> String {
+        format!("{}.state", self.guest.image())
     }
 
     /// Swaps it and tells how long it stood.
@@ -67,9 +112,10 @@ impl<'a> Bare<'a> {
     /// A VMM refuses.
     pub fn swap(&mut self, to: &str, way: &str) -> Result<Floor> {
         let (old, new) = (self.side, if self.side == 'a' { 'b' } else { 'a' });
-        let unix = |kind: &str, name: &str| {
+        let (folder, name) = (self.folder(), &self.guest.name);
+        let unix = |kind: &str, socket: &str| {
             format!(
-                "{{\"channel-type\":\"{kind}\",\"addr\":{{\"transport\":\"socket\",\"type\":\"unix\",\"path\":\"{FOLDER}/{new}/{name}\"}}}}"
+                "{{\"channel-type\":\"{kind}\",\"addr\":{{\"transport\":\"socket\",\"type\":\"unix\",\"path\":\"{folder}/{new}/{socket}\"}}}}"
             )
         };
         let (incoming, ready) = match way {
@@ -82,15 +128,15 @@ impl<'a> Bare<'a> {
         let more: Vec<String> = incoming.into_iter().chain(["-S".to_owned()]).collect();
         // As under Fermata, the VM is handed over some time after the new VMM was started, not while it starts.
         let script = format!(
-            "{}\ntimeout 60 sh -c 'until grep -q \" {FOLDER}/{new}/{ready}$\" /proc/net/unix; do sleep 0.1; done' && sleep 1 && \
-             fermata-probe bare-swap {FOLDER}/{old} {FOLDER}/{new} {way} && {{ systemctl stop bare-{old} || ! systemctl -q is-active bare-{old}; }} && rm -rf {FOLDER}/{old}",
+            "{}\ntimeout 60 sh -c 'until grep -q \" {folder}/{new}/{ready}$\" /proc/net/unix; do sleep 0.1; done' && sleep 1 && \
+             fermata-probe bare-swap {folder}/{old} {folder}/{new} {way} && {{ systemctl stop {name}-{old} || ! systemctl -q is-active {name}-{old}; }} && rm -rf {folder}/{old}",
             self.run(new, to, &more)
         );
         let before = measure::snapshot(self.host, &self.guest)?;
         self.guest.probe(self.host).mark()?;
         let output = self.host.exec_within(&script, LIMIT)?;
         if output.status != 0 {
-            let log = self.host.run(&format!("journalctl -q -n 20 -o cat -u bare-{old} -u bare-{new}"))?;
+            let log = self.host.run(&format!("journalctl -q -n 20 -o cat -u {name}-{old} -u {name}-{new}"))?;
             bail!("the bare swap from {} to {to} by {way} failed: {}{log}", self.vmm, output.stderr);
         }
         let stood: Stood = serde_json::from_str(output.stdout.lines().next().unwrap_or_default())?;
@@ -112,9 +158,12 @@ impl<'a> Bare<'a> {
 
     fn clear(&self) {
         // Each may be missing; a host that does not answer is noticed by whatever comes next.
+        let (n, folder) = (&self.guest.name, self.folder());
         let script = format!(
-            "systemctl stop bare-a bare-b; ip link del bare-a; ip link del bare-b; rm -rf {FOLDER} {MEMORY} {}",
-            self.guest.image()
+            "systemctl stop {n}-a {n}-b; ip link del {n}-a; ip link del {n}-b; rm -rf {folder} {} {} {}",
+            memory_of(&self.guest),
+            self.guest.image(),
+            self.state_file()
         );
         let _ = self.host.exec(&format!("{{ {script}; }} 2>/dev/null"));
     }
@@ -123,11 +172,21 @@ impl<'a> Bare<'a> {
         let words = self.arguments.iter().map(|word| word.replace("@SIDE@", &side.to_string()));
         let words: Vec<String> = words.chain(more.iter().cloned()).map(|word| quoted(&word)).collect();
         format!(
-            "mkdir -p {FOLDER}/{side} && systemd-run --quiet --collect --unit=bare-{side} --slice=fermata.slice {} {}",
+            "mkdir -p {}/{side} && systemd-run --quiet --collect --unit={}-{side} --slice=fermata.slice {} {}",
+            self.folder(),
+            self.guest.name,
             payload::vmm_binary(version),
             words.join(" ")
         )
     }
+}
+
+fn folder_of(guest: &Guest) -> String {
+    format!("/run/{}", guest.name)
+}
+
+fn memory_of(guest: &Guest) -> String {
+    format!("/dev/shm/{}.mem", guest.name)
 }
 
 fn quoted(word: &str) -> String {
@@ -144,14 +203,26 @@ fn rewrite<'a>(words: impl Iterator<Item = &'a str>, like: &Guest, guest: &Guest
     let folder = monitor.and_then(|rest| rest.split("/qmp").next()).context("a VM of Fermata has a monitor")?;
     let above = folder.rsplit_once('/').map_or(folder, |(above, _)| above);
     let mac = |last: u8| format!("52:54:00:00:00:{last:02x}");
+    let own = folder_of(guest);
     let word = |word: &&str| {
         if word.starts_with('{') && word.contains("\"vhostfd\"") {
-            let id = "{\"ifname\":\"bare-@SIDE@\",\"script\":\"no\",\"downscript\":\"no\",\"vhost\":true,\"type\":\"tap\",\"id\":\"nic0\"}";
-            return id.to_owned();
+            return json!({"type": "tap", "id": "nic0", "ifname": format!("{}-@SIDE@", guest.name), "script": "no",
+                "downscript": "no", "vhost": true})
+            .to_string();
         }
-        word.replace(folder, &format!("{FOLDER}/@SIDE@"))
-            .replace(above, FOLDER)
-            .replace("/proc/self/fd/10", MEMORY)
+        if let Some(mut object) = word.starts_with('{').then(|| serde_json::from_str::<Value>(word).ok()).flatten()
+            && object["qom-type"] == "memory-backend-file"
+        {
+            object["mem-path"] = json!(memory_of(guest));
+            // Where a VM's memory lies in a vault.
+            if let Some(fields) = object.as_object_mut() {
+                fields.remove("offset");
+                fields.remove("align");
+            }
+            return object.to_string();
+        }
+        word.replace(folder, &format!("{own}/@SIDE@"))
+            .replace(above, &own)
             .replace(&like.image(), &guest.image())
             .replace(&mac(like.last), &mac(guest.last))
     };
@@ -165,21 +236,22 @@ mod tests {
     #[test]
     fn a_command_line_is_made_one_for_hands() {
         let like = Guest::new("g1", 11);
-        let guest = Guest { name: "bare".to_owned(), ..Guest::new("bare", 12) };
+        let guest = Guest::new("bare12", 12);
         let words = [
             "socket,id=qmp,path=/run/fermata/vm/g1/1/qmp,server=on",
             "socket,logfile=/run/fermata/vm/g1/console.log",
-            "{\"mem-path\":\"/proc/self/fd/10\"}",
+            "{\"mem-path\":\"/proc/self/fd/10\",\"qom-type\":\"memory-backend-file\",\"offset\":4096}",
             "{\"fd\":\"20\",\"vhostfd\":\"52\"}",
             "virtio-net-pci,mac=52:54:00:00:00:0b",
             "/srv/g1.img",
         ];
         let made = rewrite(words.into_iter(), &like, &guest).unwrap();
-        assert_eq!(made[0], "socket,id=qmp,path=/run/bare/@SIDE@/qmp,server=on");
-        assert_eq!(made[1], "socket,logfile=/run/bare/console.log");
-        assert_eq!(made[2], "{\"mem-path\":\"/dev/shm/bare.mem\"}");
-        assert!(made[3].contains("\"ifname\":\"bare-@SIDE@\""));
-        assert_eq!((made[4].as_str(), made[5].as_str()), ("virtio-net-pci,mac=52:54:00:00:00:0c", "/srv/bare.img"));
+        assert_eq!(made[0], "socket,id=qmp,path=/run/bare12/@SIDE@/qmp,server=on");
+        assert_eq!(made[1], "socket,logfile=/run/bare12/console.log");
+        let memory: Value = serde_json::from_str(&made[2]).unwrap();
+        assert_eq!(memory, json!({"mem-path": "/dev/shm/bare12.mem", "qom-type": "memory-backend-file"}));
+        assert!(made[3].contains("\"ifname\":\"bare12-@SIDE@\""));
+        assert_eq!((made[4].as_str(), made[5].as_str()), ("virtio-net-pci,mac=52:54:00:00:00:0c", "/srv/bare12.img"));
         assert!(rewrite(["-incoming"].into_iter(), &like, &guest).is_err());
     }
 }

@@ -155,7 +155,7 @@ struct Bench<'a> {
     measured: Measured,
 }
 
-fn head(host: &Host) -> Result<Value> {
+pub(crate) fn head(host: &Host) -> Result<Value> {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
     let threads = std::thread::available_parallelism().map_or(0, usize::from);
@@ -342,7 +342,8 @@ impl Bench<'_> {
             self.say(&format!("{} of {} VMs run", index + 1, self.plan.many));
             guests.push(guest);
         }
-        for parallelism in [1, self.plan.many, 1, self.plan.many] {
+        // Up and down are told apart, and each takes part in both.
+        for parallelism in [1, self.plan.many, self.plan.many, 1] {
             let from = measure::vmm_of(self.host, &guests[0].name)?;
             let update = Update { to: self.next(&from).to_owned(), parallelism };
             let swaps = measure::swap(self.host, &guests, &update)?;

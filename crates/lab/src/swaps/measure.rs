@@ -108,12 +108,12 @@ pub struct Swap {
 }
 
 /// What a guest says of itself, and its clocks against the host's.
-pub(super) struct Snapshot {
-    pub(super) report: Report,
-    pub(super) offset: Offset,
+pub(crate) struct Snapshot {
+    pub(crate) report: Report,
+    pub(crate) offset: Offset,
 }
 
-pub(super) fn snapshot(host: &Host, guest: &Guest) -> Result<Snapshot> {
+pub(crate) fn snapshot(host: &Host, guest: &Guest) -> Result<Snapshot> {
     let address = format!("10.77.0.{}:{CONTROL_PORT}", guest.last);
     let text = host.run(&format!("fermata-probe offset {address}")).with_context(|| guest.last_words(host))?;
     let offset = serde_json::from_str(&text).with_context(|| format!("read an offset: {text}"))?;
@@ -224,15 +224,15 @@ pub fn way(from: &str, to: &str) -> &'static str {
     if number(to) < number(from) { "file" } else { "transfer" }
 }
 
-fn address(guest: &Guest) -> IpAddr {
+pub(crate) fn address(guest: &Guest) -> IpAddr {
     IpAddr::from([10, 77, 0, guest.last])
 }
 
-fn ms(ns: u64) -> f64 {
+pub(crate) fn ms(ns: u64) -> f64 {
     Duration::from_nanos(ns).as_secs_f64() * 1e3
 }
 
-pub(super) fn signed_ms(ns: i64) -> f64 {
+pub(crate) fn signed_ms(ns: i64) -> f64 {
     ms(ns.unsigned_abs()).copysign(if ns < 0 { -1.0 } else { 1.0 })
 }
 

@@ -336,6 +336,47 @@ impl Devdax {
     }
 }
 
+/// What of a region a test of faults damages.
+#[cfg(feature = "faults")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Both copies of the table of contents.
+    Table,
+    /// The saved state of the devices of every VM that has one.
+    States,
+}
+
+#[cfg(feature = "faults")]
+impl Devdax {
+    /// Flips one bit in each of them, for tests of faults: in the region behind `path`, past whoever has it open. Flipped again they are
+    /// as they were. How many there were.
+    ///
+    /// # Errors
+    /// [`DevdaxError`]. For states the table must be whole; for the table only the device counts.
+    pub fn flip(path: &Path, part: Part) -> Result<usize, DevdaxError> {
+        let failed = |what| move |source: io::Error| DevdaxError::Device { path: path.to_owned(), what, source };
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("cannot be opened"))?;
+        let size = size_of(&file).map_err(failed("its size cannot be read"))?;
+        let map = Map::new(&file, index(size)).map_err(|errno| failed("cannot be mapped")(errno.into()));
+        let mut map = map?;
+        // Past the magic, which says that there is a table at all.
+        let places = match part {
+            Part::Table => vec![64, COPY + 64],
+            Part::States => {
+                let found = Table::newest(&map.read(0, COPY), &map.read(COPY, COPY), size)
+                    .map_err(|[even, odd]| DevdaxError::Damaged { path: path.to_owned(), even, odd })?;
+                let saved = found.iter().flat_map(Table::all).filter_map(|(_, holding)| holding.saved.as_ref());
+                saved.map(|saved| index(saved.extent.offset + saved.bytes / 2)).collect()
+            }
+        };
+        for place in &places {
+            let byte = map.read(*place, 1);
+            map.write(*place, &[byte[0] ^ 1]);
+        }
+        Ok(places.len())
+    }
+}
+
 fn size_of(file: &File) -> io::Result<u64> {
     let meta = file.metadata()?;
     if !meta.file_type().is_char_device() {

@@ -1,0 +1,484 @@
+//! `cargo xtask faults kexec`: at the steps of a change of the kernel, the worst.
+//!
+//! ```text
+//!  per case: agent told where to halt ─► update applied ─► halted ─► the fault ─► the agent goes on, or a new one comes, or the host
+//!            ─► the maintenance ends ─► per VM: running on exactly one VMM, whole, as the report says? or kept and said to be?
+//!            ─► what is kept is mended and taken up again: memory whole?
+//! ```
+//!
+//! The agent halts by itself at a step it has just written down (`FERMATA_HALT_AT`).
+
+use std::{
+    fmt, fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use fermata_probe::clock::Clocks;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::change;
+use crate::{
+    host::Host,
+    lab::Lab,
+    paths,
+    spec::{HostSpec, Kernel, LabSpec},
+    swaps::guest::Guest,
+};
+
+/// The steps at which agents and hosts die; what comes after `jump` happens in the new kernel.
+pub const STEPS: [&str; 16] = [
+    "preflight",
+    "rehearse",
+    "load kernel",
+    "after load kernel",
+    "publish started",
+    "arm dead-man",
+    "save",
+    "after save",
+    "jump",
+    "restore",
+    "after restore",
+    "resume",
+    "after resume",
+    "set host clock",
+    "set clock",
+    "end events",
+];
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// `kill -9` of the agent.
+    AgentKilled,
+    /// `kill -9` of the VMM of one VM.
+    VmmKilled,
+    /// The host's power is cut.
+    PowerCut,
+    /// The kernel to enter was unloaded by something else.
+    JumpRefused,
+    /// The new kernel has no modules for the vault.
+    NoVaultModules,
+    /// The new kernel panics at its start.
+    Panic,
+    /// The disk of one VM is not there after the jump.
+    DiskMissing,
+    /// One bit of the saved state of each VM is flipped.
+    StateFlipped,
+    /// One bit of the vault's table of contents is flipped, in both copies.
+    TableFlipped,
+    /// The agent does nothing until the pause budget is over.
+    DeadlinePassed,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::JumpRefused,
+        Self::DeadlinePassed,
+        Self::StateFlipped,
+        Self::DiskMissing,
+        Self::TableFlipped,
+        Self::NoVaultModules,
+        Self::Panic,
+        Self::VmmKilled,
+        Self::AgentKilled,
+        Self::PowerCut,
+    ];
+
+    /// The steps at which it is one.
+    fn steps(self) -> &'static [&'static str] {
+        match self {
+            Self::AgentKilled => &STEPS,
+            Self::VmmKilled => &["rehearse", "publish started", "save", "after save", "jump"],
+            Self::PowerCut => &["rehearse", "after load kernel", "save", "after save", "jump"],
+            Self::DeadlinePassed => &["save", "after save", "jump"],
+            Self::JumpRefused
+            | Self::NoVaultModules
+            | Self::Panic
+            | Self::DiskMissing
+            | Self::StateFlipped
+            | Self::TableFlipped => &["jump"],
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::AgentKilled => "agent killed",
+            Self::VmmKilled => "VMM killed",
+            Self::PowerCut => "power cut",
+            Self::JumpRefused => "jump refused",
+            Self::NoVaultModules => "no modules for the vault",
+            Self::Panic => "new kernel panics",
+            Self::DiskMissing => "a disk is missing",
+            Self::StateFlipped => "saved states damaged",
+            Self::TableFlipped => "table of contents damaged",
+            Self::DeadlinePassed => "deadline passed",
+        })
+    }
+}
+
+/// What came of one case.
+#[derive(Debug, Clone, Serialize)]
+pub struct Case {
+    /// Where.
+    pub step: String,
+    /// What.
+    pub fault: Fault,
+    /// How the maintenance ended.
+    pub outcome: String,
+    /// What its report says of each VM.
+    pub ends: Vec<String>,
+    /// What its report says of the trouble.
+    pub trouble: String,
+    /// The longest pause by the report, in milliseconds.
+    pub pause_ms: Option<f64>,
+    /// The kernel afterwards.
+    pub kernel: String,
+    /// What is not as it must be; empty for a case that passed.
+    pub broken: Vec<String>,
+    /// How long the case took, in seconds.
+    pub took_s: f64,
+}
+
+/// Runs cases on a host of its own, prints a table and writes `target/bench/faults-kexec.json` after each.
+///
+/// # Errors
+/// The lab does not come up, or a case was broken: the table says which.
+pub fn run(faults: &[Fault], step: Option<&str>, limit: Duration) -> Result<()> {
+    let began = Instant::now();
+    let mut spec = LabSpec::new("faults-kexec", 1);
+    spec.hosts[0] = HostSpec { memory_mib: 2560, ..HostSpec::default() }.with_vault(1024);
+    let lab = Lab::up(&spec)?;
+    let host = lab.host(1);
+    let mut cases = Vec::new();
+    let mut cut = None;
+    let mut bed = None;
+    'all: for fault in faults {
+        for at in fault.steps().iter().filter(|at| step.is_none_or(|step| step == **at)) {
+            if began.elapsed() > limit {
+                cut = Some(format!("time was up after {} min", limit.as_secs() / 60));
+                break 'all;
+            }
+            let made = match bed.take() {
+                Some(bed) => Ok(bed),
+                None => Bed::make(host),
+            };
+            let case = made.and_then(|made| bed.insert(made).case(at, *fault));
+            match case {
+                Ok(case) => {
+                    let said = if case.broken.is_empty() { "whole".to_owned() } else { case.broken.join("; ") };
+                    eprintln!(
+                        "[{:>5.0} s] {fault} at {at}: {said} ({}, {})",
+                        began.elapsed().as_secs_f64(),
+                        case.outcome,
+                        case.ends.join(", ")
+                    );
+                    cases.push(case);
+                }
+                Err(error) => {
+                    cut = Some(format!("{fault} at {at}: {error:#}"));
+                    break 'all;
+                }
+            }
+            write(&cases, cut.as_deref())?;
+        }
+    }
+    let file = write(&cases, cut.as_deref())?;
+    let broken = cases.iter().filter(|case| !case.broken.is_empty()).count();
+    println!("{}\n{} cases, {broken} broken; written to {file}", table(&cases), cases.len());
+    lab.down()?;
+    match (broken, cut) {
+        (0, None) => Ok(()),
+        (0, Some(cut)) => bail!("cut short: {cut}"),
+        (broken, _) => bail!("{broken} cases broken; see the table"),
+    }
+}
+
+fn write(cases: &[Case], cut: Option<&str>) -> Result<String> {
+    let folder = paths::workspace().join("target/bench");
+    fs::create_dir_all(&folder)?;
+    let file = folder.join("faults-kexec.json");
+    let broken = cases.iter().filter(|case| !case.broken.is_empty()).count();
+    let summary = json!({"cases": cases.len(), "broken": broken, "cut_short": cut});
+    fs::write(&file, serde_json::to_vec_pretty(&json!({"cases": cases, "summary": summary}))?)?;
+    Ok(file.display().to_string())
+}
+
+/// The cases as a table in Markdown.
+#[must_use]
+pub fn table(cases: &[Case]) -> String {
+    let mut text =
+        "| step | fault | verdict | maintenance | VMs | kernel | pause, ms |\n|---|---|---|---|---|---|---|".to_owned();
+    for case in cases {
+        let pause = case.pause_ms.map_or("-".to_owned(), |ms| format!("{ms:.0}"));
+        let verdict =
+            if case.broken.is_empty() { "whole".to_owned() } else { format!("BROKEN: {}", case.broken.join("; ")) };
+        let ends = case.ends.join(", ");
+        text += &format!(
+            "\n| {} | {} | {verdict} | {} | {ends} | {} | {pause} |",
+            case.step, case.fault, case.outcome, case.kernel
+        );
+    }
+    text
+}
+
+struct Bed<'a> {
+    host: &'a Host,
+    guests: Vec<Guest>,
+}
+
+impl<'a> Bed<'a> {
+    fn make(host: &'a Host) -> Result<Self> {
+        host.wait_agent_ready(Duration::from_secs(90))?;
+        let guests = vec![Guest::new("g1", 11), Guest::new("g2", 12).sized(192, 1)];
+        for guest in &guests {
+            guest.create(host)?;
+            guest.start(host)?;
+        }
+        Ok(Self { host, guests })
+    }
+
+    fn case(&mut self, step: &str, fault: Fault) -> Result<Case> {
+        let began = Instant::now();
+        self.heal()?;
+        self.tell_where_to_halt(Some(step))?;
+        let mut born = Vec::new();
+        for guest in &self.guests {
+            born.push(guest.probe(self.host).wait_alive(120)?);
+        }
+        let from = self.release()?;
+        let kernel = if from.starts_with('6') { Kernel::Backports } else { Kernel::Stable };
+        let mut update = change::update(self.host, kernel)?;
+        if fault == Fault::Panic {
+            let running = self.host.run("cat /proc/cmdline")?;
+            update = update.replace("id = \"", "id = \"panic-")
+                + &format!("cmdline = \"{} init=/nowhere\"\n", running.trim());
+        }
+        self.host.write("/root/kernel.toml", &update)?;
+        let begun = self.host.run("fermata --json update apply --detach /root/kernel.toml")?;
+        let begun: Value = serde_json::from_str(&begun).with_context(|| format!("read {begun}"))?;
+        let id = begun["maintenance"].as_str().context("a maintenance has a name")?.to_owned();
+        let boot = self.host.boot_id()?;
+        let after = STEPS.iter().position(|known| *known == step) > STEPS.iter().position(|known| *known == "jump");
+        if after {
+            self.host.wait_boot_after(&boot, change::UP)?;
+        }
+        let waited = "timeout 200 sh -c 'until test -e /run/fermata/halted; do sleep 0.1; done'";
+        if self.host.exec_within(waited, Duration::from_secs(240))?.status != 0 {
+            bail!("the maintenance never came to this step: {}", self.host.run("fermata maintenance list")?);
+        }
+        self.inject(fault, &boot)?;
+        let report = change::report(self.host, &id)?;
+        self.tell_where_to_halt(None)?;
+        let broken = self.broken(fault, &born, &report, &from)?;
+        let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+        let vms = report["vms"].as_array().cloned().unwrap_or_default();
+        let pauses = vms.iter().filter_map(|vm| vm["host_blackouts"].as_array()).flatten();
+        Ok(Case {
+            step: step.to_owned(),
+            fault,
+            outcome: word(&report["outcome"]),
+            ends: vms.iter().map(|vm| word(&vm["end"]["kind"])).collect(),
+            trouble: word(&report["trouble"]["text"]),
+            pause_ms: pauses.filter_map(Value::as_f64).reduce(f64::max).map(|us| us / 1e3),
+            kernel: self.release()?,
+            broken,
+            took_s: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn release(&self) -> Result<String> {
+        Ok(self.host.run("uname -r")?.trim().to_owned())
+    }
+
+    /// Everything as it was at first, whatever the case before left: both VMs run, and what was measured is forgotten (an emulated host
+    /// takes longer than any VM allows, and would rightly refuse the next change).
+    fn heal(&self) -> Result<()> {
+        self.host.run(
+            "systemctl stop fermata-agent && rm -f /var/lib/fermata/journal.db* && systemctl start fermata-agent",
+        )?;
+        self.host.wait_agent_ready(Duration::from_secs(90))?;
+        for guest in &self.guests {
+            let view: Value = serde_json::from_str(&self.host.run(&format!("fermata --json vm show {}", guest.name))?)?;
+            if view["state"] != "running" {
+                self.host.exec(&format!("fermata vm stop --force {}", guest.name))?;
+                guest.start(self.host)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_where_to_halt(&self, step: Option<&str>) -> Result<()> {
+        // On the disk: some steps are in the next kernel.
+        let folder = "/etc/systemd/system/fermata-agent.service.d";
+        let script = step.map_or_else(
+            || format!("rm -f {folder}/halt.conf"),
+            |step| format!("mkdir -p {folder} && printf '[Service]\\nEnvironment=\"FERMATA_HALT_AT={step}\"\\n' >{folder}/halt.conf"),
+        );
+        self.host.run(&format!(
+            "{script}; rm -f /run/fermata/halted; systemctl daemon-reload; systemctl restart fermata-agent; sync"
+        ))?;
+        self.host.wait_agent_ready(Duration::from_secs(90))
+    }
+
+    /// Does the worst, then lets the agent go on where it is still there.
+    fn inject(&self, fault: Fault, boot: &str) -> Result<()> {
+        const AGENT: &str = "agent=$(systemctl show -p MainPID --value fermata-agent);";
+        const VAULT: &str = "/dev/dax0.0";
+        let next = "$(ls -d /lib/modules/* | grep -v \"$(uname -r)\" | head -n 1)";
+        let before = match fault {
+            Fault::AgentKilled => {
+                self.host.run(&format!("{AGENT} kill -9 $agent"))?;
+                return self.settle();
+            }
+            Fault::PowerCut => {
+                self.host.reset()?;
+                self.host.wait_boot_after(boot, change::UP)?;
+                return self.settle();
+            }
+            Fault::VmmKilled => "kill -9 $(pgrep -f '^/[^ ]*qemu-system[^ ]* -name guest=g1,')".to_owned(),
+            Fault::JumpRefused => "fermata-probe unload".to_owned(),
+            Fault::NoVaultModules => format!(
+                "mkdir -p /root/aside && mv {next}/kernel/drivers/dax /root/aside/ && depmod -a \"$(basename {next})\" && sync"
+            ),
+            Fault::Panic => "true".to_owned(),
+            Fault::DiskMissing => "mv /srv/g1.img /srv/g1.aside && sync".to_owned(),
+            Fault::StateFlipped => format!("fermata-probe flip {VAULT} states"),
+            Fault::TableFlipped => format!("fermata-probe flip {VAULT} table"),
+            Fault::DeadlinePassed => "sleep 33".to_owned(),
+        };
+        // The connection may end with the kernel before the answer, so the agent goes on a moment later.
+        self.host.run(&format!("{AGENT} {before} && systemd-run --quiet --collect --on-active=1 kill -CONT $agent"))?;
+        if matches!(
+            fault,
+            Fault::Panic | Fault::DiskMissing | Fault::StateFlipped | Fault::TableFlipped | Fault::NoVaultModules
+        ) {
+            self.host.wait_boot_after(boot, change::UP)?;
+        }
+        self.settle()
+    }
+
+    /// Waits until the maintenance has ended, in this kernel or in another: whether there is a jump is the agent's to decide.
+    fn settle(&self) -> Result<()> {
+        let over = "timeout 100 sh -c 'until fermata --json maintenance list | grep -Eq \"\\\"outcome\\\": *\\\"\"; do sleep 0.5; done'";
+        for _ in 0..5 {
+            let ready = self.host.wait_agent_ready(Duration::from_secs(60));
+            if ready
+                .and_then(|()| self.host.exec_within(over, Duration::from_secs(130)))
+                .is_ok_and(|output| output.status == 0)
+            {
+                return Ok(());
+            }
+            // It may lead into a kernel that is gone.
+            self.host.forget_connections();
+        }
+        bail!("the maintenance does not end\n{}", self.host.console_tail(15))
+    }
+
+    /// What is not as it must be.
+    fn broken(&self, fault: Fault, born: &[Clocks], report: &Value, from: &str) -> Result<Vec<String>> {
+        let mut broken = Vec::new();
+        let none = Vec::new();
+        let told = report["vms"].as_array().unwrap_or(&none);
+        if told.len() != self.guests.len() {
+            broken.push(format!("the report tells of {} VMs", told.len()));
+        }
+        self.mend(fault)?;
+        for (guest, born) in self.guests.iter().zip(born) {
+            let name = &guest.name;
+            let end = told
+                .iter()
+                .find(|vm| vm["vm"] == name.as_str())
+                .map_or("-", |vm| vm["end"]["kind"].as_str().unwrap_or("-"));
+            let view: Value = serde_json::from_str(&self.host.run(&format!("fermata --json vm show {name}"))?)?;
+            let state = view["state"].as_str().unwrap_or("-");
+            let count = self.host.exec(&format!("pgrep -fc '^/[^ ]*qemu-system[^ ]* -name guest={name},'"))?.stdout;
+            let count = count.trim().to_owned();
+            let mut must = |holds: bool, what: String| {
+                if !holds {
+                    broken.push(format!("{name}: {what}"));
+                }
+            };
+            match end {
+                "updated" | "as_before" | "untouched" => {
+                    must(state == "running" && count == "1", format!("told {end}, but is {state} with {count} VMMs"));
+                    let now = guest.probe(self.host).wait_alive(90)?;
+                    must(now.boot_id == born.boot_id, format!("told {end}, but booted anew"));
+                    let kernel = self.release()?;
+                    must((end == "updated") == (kernel != from), format!("told {end} on kernel {kernel}, from {from}"));
+                }
+                "restarted" => {
+                    must(
+                        state == "running" && count == "1",
+                        format!("told restarted, but is {state} with {count} VMMs"),
+                    );
+                    let now = guest.probe(self.host).wait_alive(120)?;
+                    must(now.boot_id != born.boot_id, "told restarted, but runs on".to_owned());
+                }
+                "preserved" => {
+                    must(count == "0", format!("told preserved, with {count} VMMs"));
+                    let restored =
+                        self.host.exec_within(&format!("fermata vm restore {name}"), Duration::from_secs(180))?;
+                    // What a damaged table of contents or a foreign boot leaves cannot be trusted, and must be refused in words.
+                    if restored.status == 0 {
+                        let now = guest.probe(self.host).wait_alive(120)?;
+                        must(now.boot_id == born.boot_id, "restored, but booted anew".to_owned());
+                    } else {
+                        must(
+                            fault == Fault::Panic || fault == Fault::PowerCut,
+                            format!("kept, but not restored: {}", restored.stderr.trim()),
+                        );
+                    }
+                }
+                "lost" | "gone" => {
+                    must(fault == Fault::VmmKilled || fault == Fault::PowerCut, format!("told {end}"));
+                    must(count == "0", format!("told {end}, with {count} VMMs"));
+                }
+                other => must(false, format!("told {other}")),
+            }
+            if guest.probe(self.host).clocks().is_ok() {
+                let memory = guest.probe(self.host).verify_memory()?;
+                if memory.errors > 0 {
+                    broken.push(format!("{name}: {} wrong pages", memory.errors));
+                }
+            }
+        }
+        if report["outcome"] != "done" && !report["trouble"]["text"].is_string() {
+            broken.push("failed without a reason".to_owned());
+        }
+        Ok(broken)
+    }
+
+    /// Takes the cause away, so that what was kept can be taken up again.
+    fn mend(&self, fault: Fault) -> Result<()> {
+        let restart = "systemctl restart fermata-agent";
+        let script = match fault {
+            Fault::NoVaultModules => {
+                "for modules in /lib/modules/*; do test -e $modules/kernel/drivers/dax || { mv /root/aside/dax $modules/kernel/drivers/ && depmod -a $(basename $modules); }; done".to_owned()
+            }
+            Fault::DiskMissing => "mv /srv/g1.aside /srv/g1.img".to_owned(),
+            Fault::StateFlipped => "fermata-probe flip /dev/dax0.0 states".to_owned(),
+            Fault::TableFlipped => format!("systemctl stop fermata-agent; fermata-probe flip /dev/dax0.0 table; {restart}"),
+            _ => return Ok(()),
+        };
+        self.host.run(&script)?;
+        self.host.wait_agent_ready(Duration::from_secs(90))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_of_every_fault_is_one() {
+        for fault in Fault::ALL {
+            assert!(!fault.steps().is_empty() && fault.steps().iter().all(|step| STEPS.contains(step)), "{fault}");
+        }
+    }
+}
