@@ -21,6 +21,7 @@ pub mod client;
 pub mod config;
 mod devices;
 pub mod events;
+mod first;
 pub mod fleet;
 pub mod host;
 pub mod inventory;
@@ -110,6 +111,7 @@ pub async fn run(config_path: &Path) -> Result<(), AgentError> {
 /// # Errors
 /// [`AgentError`].
 pub async fn run_with(config: Config) -> Result<(), AgentError> {
+    first::begin();
     for dir in [&config.state_dir, &config.run_dir] {
         fs::create_dir_all(dir).map_err(|source| AgentError::Io { path: dir.clone(), source })?;
     }
@@ -159,6 +161,9 @@ pub async fn run_with(config: Config) -> Result<(), AgentError> {
     vms.recover().await?;
     let maintain = Maintain::open(Arc::clone(&vms))?;
     maintain.recover().await?;
+    if !maintain.is_at_work() {
+        first::let_others_start("no maintenance is under way");
+    }
     let (ask, after) = (Arc::clone(&vms), Arc::clone(&maintain));
     tokio::spawn(async move {
         // Starting every VMM once to ask what it is takes processor time that VMs which still stand need more.

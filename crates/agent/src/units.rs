@@ -16,13 +16,15 @@ use zbus::{OwnedObjectPath, Variant as Value};
 
 /// How long systemd may take for a job.
 const JOB_LIMIT: Duration = Duration::from_secs(20);
-/// How long an agent that starts waits for the bus; one that starts with the host finds none.
+/// Where the bus is, once there is one (D-Bus specification, well-known message bus instances).
+const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
+/// How long an agent that starts waits for the bus, where there is one.
 const BUS_LIMIT: Duration = Duration::from_millis(500);
 /// Between two looks whether the bus has come up: nothing announces it.
 const BUS_LOOK: Duration = Duration::from_millis(200);
 
 /// How a VMM is confined, by the names that unit files use.
-const CONFINED: [(&str, Setting); 14] = [
+const CONFINED: [(&str, Setting); 16] = [
     ("SupplementaryGroups", Setting::Names(&["kvm"])),
     ("StandardOutput", Setting::Word("null")),
     ("NoNewPrivileges", Setting::Yes),
@@ -36,8 +38,11 @@ const CONFINED: [(&str, Setting); 14] = [
     ("LimitNOFILE", Setting::Number(65_536)),
     ("LimitCORE", Setting::Number(0)),
     ("TimeoutStopSec", Setting::StopSeconds(10)),
+    // Else it would pull up the host and wait for it, and after a change of the kernel VMs come before that.
+    ("DefaultDependencies", Setting::No),
+    ("Conflicts", Setting::Names(&["shutdown.target"])),
     // The guests' own service stops before a VM's unit at shutdown, so guests are asked before VMMs are ended.
-    ("Before", Setting::Names(&["fermata-guests.service"])),
+    ("Before", Setting::Names(&["fermata-guests.service", "shutdown.target"])),
 ];
 /// What every VMM may open besides.
 const DEVICES: [(&str, &str); 2] = [("/dev/kvm", "rw"), ("block-*", "rw")];
@@ -46,6 +51,7 @@ const DEVICES: [(&str, &str); 2] = [("/dev/kvm", "rw"), ("block-*", "rw")];
 #[derive(Debug, Clone, Copy)]
 enum Setting {
     Yes,
+    No,
     /// Of the kinds of namespaces: each is restricted, so none is allowed.
     All,
     Word(&'static str),
@@ -60,6 +66,7 @@ impl Setting {
     fn in_unit_files(self) -> String {
         match self {
             Self::Yes | Self::All => "yes".to_owned(),
+            Self::No => "no".to_owned(),
             Self::Word(word) => word.to_owned(),
             Self::Names(names) => names.join(" "),
             Self::Number(number) | Self::StopSeconds(number) => number.to_string(),
@@ -70,6 +77,7 @@ impl Setting {
     fn on_the_bus(self, name: &'static str) -> (&'static str, Value<'static>) {
         match self {
             Self::Yes => (name, true.into()),
+            Self::No => (name, false.into()),
             Self::All => (name, Value::from(0_u64)),
             Self::Word(word) => (name, word.into()),
             Self::Names(names) => (name, Value::from(names.to_vec())),
@@ -223,7 +231,9 @@ impl Units {
             }
         });
         // The look goes on by itself.
-        timeout(BUS_LIMIT, found).await.ok();
+        if std::path::Path::new(BUS_SOCKET).exists() {
+            timeout(BUS_LIMIT, found).await.ok();
+        }
         Self { bus }
     }
 

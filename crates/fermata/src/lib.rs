@@ -207,5 +207,7 @@ fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("FERMATA_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // The journal stamps each line itself.
-    tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(colours);
+    log.with_writer(std::io::stderr).init();
 }

@@ -56,22 +56,15 @@ fn figures(report: &Report) -> Vec<Figure> {
     let clocks = report.vms.iter().filter_map(|vm| remaining(vm.clock.as_ref()?));
     let worst = clocks.clone().max();
     let paused = report.vms.iter().filter(|vm| !vm.host_blackouts.is_empty()).count();
+    let [longest, longest_in_a_guest] = measured.figures(paused);
     vec![
         Figure {
             name: "VMs",
             value: report.vms.len().to_string(),
             note: format!("{updated} updated, {paused} paused"),
         },
-        Figure {
-            name: "longest blackout",
-            value: Blackouts::longest(&measured.host),
-            note: "by the host, STOP to RESUME".to_owned(),
-        },
-        Figure {
-            name: "longest in a guest",
-            value: Blackouts::longest(&measured.guest),
-            note: format!("by programs in {} of {paused} paused VMs", measured.guest.len()),
-        },
+        longest,
+        longest_in_a_guest,
         Figure {
             name: "largest clock error left",
             value: worst.map_or_else(|| NOT_MEASURED.to_owned(), human),

@@ -69,22 +69,15 @@ fn figures(report: &RolloutReport) -> Vec<Figure> {
     let work = visits().filter_map(|visit| between(visit.begun, visit.ended)).max();
     let vms = maintenances(report).flat_map(|(_, one)| &one.vms);
     let paused = vms.filter(|vm| !vm.host_blackouts_us.is_empty()).count();
+    let [longest, longest_in_a_guest] = measured.figures(paused);
     vec![
         Figure {
             name: "hosts visited",
             value: report.hosts.len().to_string(),
             note: format!("{updated} of {} visits ended updated", visits().count()),
         },
-        Figure {
-            name: "longest blackout",
-            value: Blackouts::longest(&measured.host),
-            note: "by hosts, STOP to RESUME".to_owned(),
-        },
-        Figure {
-            name: "longest in a guest",
-            value: Blackouts::longest(&measured.guest),
-            note: format!("by programs in {} of {paused} paused VMs", measured.guest.len()),
-        },
+        longest,
+        longest_in_a_guest,
         Figure {
             name: "longest work on a host",
             value: work.map_or_else(|| NOT_MEASURED.to_owned(), human),

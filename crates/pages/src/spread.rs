@@ -6,6 +6,7 @@ use fermata_maintenance::time::human;
 use maud::{Markup, html};
 
 use crate::NOT_MEASURED;
+use crate::frame::Figure;
 
 /// Every blackout, by who measured it.
 #[derive(Debug, Clone, Default)]
@@ -77,8 +78,24 @@ impl Blackouts {
         }
     }
 
+    /// The longest of each kind, for the top of a page, where so many VMs were paused.
+    pub(crate) fn figures(&self, paused: usize) -> [Figure; 2] {
+        [
+            Figure {
+                name: "longest blackout",
+                value: Self::longest(&self.host),
+                note: "by the host, STOP to RESUME".to_owned(),
+            },
+            Figure {
+                name: "longest in a guest",
+                value: Self::longest(&self.guest),
+                note: format!("by programs in {} of {paused} paused VMs", self.guest.len()),
+            },
+        ]
+    }
+
     /// The longest that was measured, or that nobody did.
-    pub(crate) fn longest(all: &[Duration]) -> String {
+    fn longest(all: &[Duration]) -> String {
         all.iter().max().map_or_else(|| NOT_MEASURED.to_owned(), |longest| human(*longest))
     }
 }

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Maintain, time, way_back};
-use crate::jumped;
 use crate::vms::Vms;
+use crate::{first, jumped};
 
 /// What crosses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +72,8 @@ pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
     let (config, boot) = (shell.vms.config().clone(), shell.vms.boot());
     let vault = shell.vms.vaults().device(shell.vms.vaults().kind()).map(Path::to_owned);
     blocking(move || {
-        let target = Target::of(&kernel, vault.as_deref(), boot)?;
+        let mut target = Target::of(&kernel, vault.as_deref(), boot)?;
+        target.cmdline = first::with_word(&target.cmdline, first::possible(&config));
         kexec::load(&target.image, target.initrd.as_deref(), &target.cmdline).map_err(|e| e.to_string())?;
         way_back::note(&config, &target.release, boot)?;
         rustix::fs::sync();

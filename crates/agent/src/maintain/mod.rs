@@ -39,6 +39,7 @@ use fermata_model::Mechanism;
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::first;
 use crate::vms::{VmError, Vms};
 
 /// Why a maintenance was not begun, or cannot be shown.
@@ -251,6 +252,11 @@ impl Maintain {
         }
     }
 
+    /// Whether a maintenance has the host.
+    pub(crate) fn is_at_work(&self) -> bool {
+        self.active().is_some()
+    }
+
     fn active(&self) -> Option<Active> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -337,6 +343,9 @@ impl Driver {
             let handle = || self.maintenance.handle(input, time::now());
             let acts = tokio::task::block_in_place(handle);
             self.begin(acts);
+            if !self.maintenance.state().a_vm_stands() {
+                first::let_others_start("no VM stands");
+            }
         }
         while self.running.join_next().await.is_some() {}
         let state = self.maintenance.state().clone();

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::jumped;
 use crate::vaults::MODULES;
+use crate::{first, jumped};
 
 /// How long what a kernel needs for VMs may take to be there.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -60,8 +60,8 @@ pub(super) fn note(config: &Config, to: &str, boot: Uuid) -> Result<(), String> 
     }
     let initrd = Some(PathBuf::from(format!("/boot/initrd.img-{release}"))).filter(|initrd| initrd.is_file());
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(|e| format!("/proc/cmdline: {e}"))?;
-    let note =
-        Note { image, initrd, cmdline: jumped::with_word(cmdline.trim(), boot), to: to.to_owned(), tried: false };
+    let cmdline = first::with_word(&jumped::with_word(cmdline.trim(), boot), first::possible(config));
+    let note = Note { image, initrd, cmdline, to: to.to_owned(), tried: false };
     write(&path(config), &note)
 }
 

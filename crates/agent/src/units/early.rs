@@ -119,7 +119,8 @@ mod tests {
             "DeviceAllow=/dev/kvm rw",
             "DeviceAllow=/dev/dax0.0 rw",
             "StandardError=append:/run/fermata/vm/a/1/vmm.log",
-            "Before=fermata-guests.service",
+            "Before=fermata-guests.service shutdown.target",
+            "DefaultDependencies=no",
         ] {
             assert!(said.iter().any(|word| word == expected), "{expected} in {said:?}");
         }

@@ -155,6 +155,7 @@ impl Vms {
                 Ok(())
             }
             Err(error) => {
+                crate::first::let_others_start("a VM could not be restored at once");
                 let error = with_last_words(error, &runtime.dir);
                 self.tear_down_vmm(&runtime).await?;
                 let reason = format!("kept in the vault, not running: {}", crate::chain(&error));
@@ -192,7 +193,10 @@ impl Vms {
         let until = tokio::time::Instant::now() + FILES_LIMIT;
         loop {
             match super::check::check_files(definition, self) {
-                Err(_) if tokio::time::Instant::now() < until => tokio::time::sleep(FILES_LOOK).await,
+                Err(error) if tokio::time::Instant::now() < until => {
+                    crate::first::let_others_start(&error.to_string());
+                    tokio::time::sleep(FILES_LOOK).await;
+                }
                 there => return there,
             }
         }

@@ -250,6 +250,14 @@ impl State {
         self.vms.values().any(|vm| vm.phase.paused_since().is_some())
     }
 
+    /// Whether a VM stands still, or may stand any moment, and is to run again.
+    #[must_use]
+    pub fn a_vm_stands(&self) -> bool {
+        self.vms
+            .values()
+            .any(|vm| matches!(vm.phase, VmPhase::Pausing { .. } | VmPhase::Paused { .. } | VmPhase::Carried { .. }))
+    }
+
     /// Whether the change is in effect now, at least in part.
     #[must_use]
     pub fn change_in_effect(&self) -> bool {
