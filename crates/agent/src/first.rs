@@ -2,11 +2,15 @@
 //!
 //! ```text
 //!  jump ──► fermata-first.target: the agent, and nothing else that takes the processor
-//!             ├─ no VM stands any more ─────────────────────┐
+//!             ├─ no VM stands any more, clocks are right ───┐
 //!             ├─ a VM waits for something of the host ──────┼──► fermata-others.service ──► default.target
 //!             ├─ a VM could not be restored at once ────────┤
 //!             └─ a minute has passed (fermata-others.timer) ┘
 //! ```
+//!
+//! That is for hosts of few processors, on which everything that starts at once takes them from VMs that stand. Others start everything
+//! at once: their network, which VMs need too, takes seconds of its own and should not wait. Units that VMs need in the first step are
+//! added to it (`systemctl add-wants fermata-first.target UNIT`).
 //!
 //! The next kernel's command line asks for it by a word (`systemd.unit=`), which only a jump puts there. A host whose agent needs a file
 //! system that others must mount first, or that names a unit of its own, comes up in one step.
@@ -17,6 +21,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::process::Command;
 
@@ -31,13 +36,20 @@ const OTHERS: &str = "fermata-others.service";
 /// Where units are, `systemd.unit(5)`.
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
+/// With more processors than these, everything starts at once.
+const FEW: usize = 4;
+/// How long everything else waits for the clocks of VMs that run again.
+const FOR_CLOCKS: Duration = Duration::from_secs(4);
+
 static DONE: AtomicBool = AtomicBool::new(false);
+static SOON: AtomicBool = AtomicBool::new(false);
 static MUTE: AtomicBool = AtomicBool::new(false);
 
 /// Whether this host can come up in two steps.
 pub(crate) fn possible(config: &Config) -> bool {
     let installed = |unit: &str| UNITS.iter().any(|folder| Path::new(folder).join(unit).exists());
-    installed(TARGET)
+    let few = std::thread::available_parallelism().is_ok_and(|count| count.get() <= FEW);
+    few && installed(TARGET)
         && installed(OTHERS)
         && on_one_file_system(&["/usr/bin".as_ref(), "/etc".as_ref(), &config.state_dir])
 }
@@ -86,6 +98,16 @@ pub(crate) fn let_others_start(why: &str) {
     match started {
         Ok(mut child) => drop(tokio::spawn(async move { child.wait().await })),
         Err(error) => tracing::error!(%error, "systemctl cannot be run; a timer starts the rest of the host"),
+    }
+}
+
+/// Lets everything else start when the clocks of VMs that run again have had their time: guests answer late beside it.
+pub(crate) fn let_others_start_soon() {
+    if !SOON.swap(true, Ordering::Relaxed) && is_asked_for() {
+        tokio::spawn(async {
+            tokio::time::sleep(FOR_CLOCKS).await;
+            let_others_start("no VM stands; clocks are still being put right");
+        });
     }
 }
 

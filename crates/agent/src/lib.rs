@@ -123,7 +123,7 @@ pub async fn run_with(config: Config) -> Result<(), AgentError> {
     let inventory = Inventory::open(&config.database())?;
     let links = Links::open()?;
     for bridge in &config.bridges {
-        links.ensure_bridge(bridge).await?;
+        links.ensure_bridge(bridge, &config.state_dir).await?;
     }
     let units = Units::open().await;
     let io = |path: &Path| {

@@ -61,14 +61,21 @@ impl Links {
 
     /// Makes the bridge if the agent owns it and it is missing, gives it its address, brings it up. Idempotent.
     ///
+    /// Its MAC address is noted in the folder `notes` and is the same in every later kernel: guests that run on know no other, and until
+    /// their neighbour entries expire they would send into the void.
+    ///
     /// # Errors
     /// [`LinkError::Kernel`], [`LinkError::NotABridge`].
-    pub async fn ensure_bridge(&self, bridge: &BridgeConfig) -> Result<(), LinkError> {
+    pub async fn ensure_bridge(&self, bridge: &BridgeConfig, notes: &Path) -> Result<(), LinkError> {
         let Some(address) = bridge.address else { return Ok(()) };
         let name = bridge.name.as_str();
+        let note = notes.join(format!("bridge-{name}.mac"));
+        let noted: Option<Mac> = fs::read_to_string(&note).ok().and_then(|text| text.trim().parse().ok());
         let failed = |act| move |source| LinkError::Kernel { act, link: name.to_owned(), source: Box::new(source) };
         if index_of(name).is_none() {
-            self.handle.link().add(LinkBridge::new(name).build()).execute().await.map_err(failed("make bridge"))?;
+            let mac = noted.unwrap_or_else(|| Mac::derived(Uuid::new_v4().into_bytes(), 0));
+            let made = LinkBridge::new(name).address(mac.bytes().to_vec()).build();
+            self.handle.link().add(made).execute().await.map_err(failed("make bridge"))?;
         }
         check_bridge(&bridge.name)?;
         let index = index_of(name).ok_or_else(|| LinkError::NoBridge(bridge.name.clone()))?;
@@ -80,7 +87,16 @@ impl Links {
             .await
             .map_err(failed("give an address to"))?;
         let up = LinkUnspec::new_with_index(index).up().build();
-        self.handle.link().set(up).execute().await.map_err(failed("bring up"))
+        self.handle.link().set(up).execute().await.map_err(failed("bring up"))?;
+        match self.pin_address(&bridge.name).await? {
+            Some(mac) if noted != Some(mac) => {
+                if let Err(error) = fs::write(&note, format!("{mac}\n")) {
+                    tracing::warn!(%error, file = %note.display(), "another kernel will give this bridge another address");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// The MAC address of a bridge, which it keeps from now on: a bridge whose address nobody chose takes that of one of its

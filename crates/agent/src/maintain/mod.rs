@@ -343,7 +343,10 @@ impl Driver {
             let handle = || self.maintenance.handle(input, time::now());
             let acts = tokio::task::block_in_place(handle);
             self.begin(acts);
-            if !self.maintenance.state().a_vm_stands() {
+            let state = self.maintenance.state();
+            if state.a_clock_is_behind() && !state.a_vm_stands() {
+                first::let_others_start_soon();
+            } else if !state.a_vm_stands() {
                 first::let_others_start("no VM stands");
             }
         }

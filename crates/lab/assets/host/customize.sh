@@ -103,6 +103,9 @@ chmod 700 "$root/root/.ssh"
 for unit in fermata-lab-network.service fermata-lab-kvm.service fermata-lab-ready.service fermata-lab-sink.service; do
     ln -sf "/etc/systemd/system/$unit" "$root/etc/systemd/system/multi-user.target.wants/$unit"
 done
+# VMs come first after a change of the kernel, and are of use with the network only.
+mkdir -p "$root/etc/systemd/system/fermata-first.target.wants"
+ln -sf ../fermata-lab-network.service "$root/etc/systemd/system/fermata-first.target.wants/"
 passwd --root "$root" --delete root >/dev/null
 rm -rf "$root/usr/share/doc" "$root/usr/share/man" "$root/usr/share/locale" "$root"/var/lib/apt/lists/* \
     "$root"/var/cache/apt/*.bin "$root"/var/cache/apt/archives/*.deb "$root"/etc/ssh/ssh_host_* "$root/etc/resolv.conf"

@@ -180,6 +180,13 @@ impl Bench<'_> {
             let kernel = if release.starts_with('6') { Kernel::Backports } else { Kernel::Stable };
             self.change(&guests, kernel, number)?;
         }
+        // The command lines of VMs that were never carried over.
+        for guest in &guests {
+            self.host.run(&format!("fermata vm stop --force {}", guest.name))?;
+        }
+        for guest in &guests {
+            guest.start(self.host)?;
+        }
         let felt = naive::restart(self.host, self.peer, &guests)?;
         for felt in felt {
             self.say(&format!("{}, by hand: guest {:.0} ms", felt.vm, felt.guest_blackout_ms));
@@ -197,7 +204,7 @@ impl Bench<'_> {
             "systemctl stop fermata-agent && rm -f /var/lib/fermata/journal.db* && systemctl start fermata-agent",
         )?;
         self.host.wait_agent_ready(Duration::from_secs(60))?;
-        let before = measure::before(self.peer, guests)?;
+        let before = measure::before(self.host, self.peer, guests)?;
         let report = change::apply(self.host, &change::update(self.host, kernel)?)?;
         let floor =
             self.measured.floors.get(&kernel.to_string()).and_then(|all| Figures::of(all.iter().copied()).median);

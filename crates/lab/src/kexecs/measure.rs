@@ -2,6 +2,7 @@
 //! connections live through it.
 
 use anyhow::{Context, Result};
+use fermata_probe::offset::Offset;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -28,9 +29,9 @@ pub struct Felt {
     pub reconnects: u64,
     /// UDP heartbeats, or their echoes, that never arrived.
     pub packets_lost: u64,
-    /// Its wall clock against the other host's, after less before: what was done to it.
+    /// Its wall clock afterwards against what its host's would say if nothing had been done, by the other host's clock.
     pub clock_error_ms: f64,
-    /// How exactly that is known.
+    /// How exactly that is known: the half round trips of all readings.
     pub clock_known_to_ms: f64,
     /// Wrong pages of all its memory under watch.
     pub memory_errors: u64,
@@ -43,20 +44,23 @@ pub struct Felt {
 /// Guests as they were.
 pub struct Before {
     snapshots: Vec<Snapshot>,
+    /// How far each guest's clock was from its own host's.
+    at_home: Vec<Offset>,
 }
 
 /// Makes all of them, and their peer, forget what was.
 ///
 /// # Errors
 /// One does not answer.
-pub fn before(peer: &Host, guests: &[Guest]) -> Result<Before> {
-    let mut snapshots = Vec::new();
+pub fn before(host: &Host, peer: &Host, guests: &[Guest]) -> Result<Before> {
+    let (mut snapshots, mut at_home) = (Vec::new(), Vec::new());
     for guest in guests {
+        at_home.push(measure::snapshot(host, guest)?.offset);
         snapshots.push(measure::snapshot(peer, guest)?);
         guest.probe(peer).mark()?;
     }
     peer.sink_mark()?;
-    Ok(Before { snapshots })
+    Ok(Before { snapshots, at_home })
 }
 
 /// What each of them felt since.
@@ -65,7 +69,7 @@ pub fn before(peer: &Host, guests: &[Guest]) -> Result<Before> {
 /// One does not answer.
 pub fn since(before: &Before, peer: &Host, guests: &[Guest]) -> Result<Vec<Felt>> {
     let mut felt = Vec::new();
-    for (guest, before) in guests.iter().zip(&before.snapshots) {
+    for ((guest, before), at_home) in guests.iter().zip(&before.snapshots).zip(&before.at_home) {
         guest.probe(peer).wait_alive(120)?;
         let after = measure::snapshot(peer, guest)?;
         let memory = guest.probe(peer).verify_memory()?;
@@ -82,8 +86,12 @@ pub fn since(before: &Before, peer: &Host, guests: &[Guest]) -> Result<Vec<Felt>
             tcp_gap_ms: measure::ms(sender.tcp.gap_ns),
             reconnects: net.tcp_reconnects - net_before.tcp_reconnects,
             packets_lost: net.udp.missing.saturating_sub(net_before.udp.missing),
-            clock_error_ms: measure::signed_ms(after.offset.wall_error_ns - before.offset.wall_error_ns),
-            clock_known_to_ms: measure::signed_ms(after.offset.half_trip_ns + before.offset.half_trip_ns),
+            clock_error_ms: measure::signed_ms(
+                after.offset.wall_error_ns - before.offset.wall_error_ns + at_home.wall_error_ns,
+            ),
+            clock_known_to_ms: measure::signed_ms(
+                after.offset.half_trip_ns + before.offset.half_trip_ns + at_home.half_trip_ns,
+            ),
             memory_errors: memory.errors,
             disk_errors: after.report.disk.as_ref().map_or(0, |disk| disk.errors),
             boot_id_kept: after.report.clocks.boot_id == before.report.clocks.boot_id,

@@ -25,7 +25,7 @@ pub fn restart(host: &Host, peer: &Host, like: &[Guest]) -> Result<Vec<Felt>> {
         host.run(&format!("fermata vm stop --force {}", guest.name))?;
     }
     let guests: Vec<Guest> = bare.iter().map(|bare| bare.guest().clone()).collect();
-    let before = measure::before(peer, &guests)?;
+    let before = measure::before(host, peer, &guests)?;
     for bare in &bare {
         bare.suspend()?;
     }

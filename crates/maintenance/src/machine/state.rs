@@ -258,6 +258,12 @@ impl State {
             .any(|vm| matches!(vm.phase, VmPhase::Pausing { .. } | VmPhase::Paused { .. } | VmPhase::Carried { .. }))
     }
 
+    /// Whether the clock of a VM that runs again is still to be put right.
+    #[must_use]
+    pub fn a_clock_is_behind(&self) -> bool {
+        self.vms.values().any(|vm| vm.phase == VmPhase::Resumed && vm.clock.is_none() && !vm.pauses.is_empty())
+    }
+
     /// Whether the change is in effect now, at least in part.
     #[must_use]
     pub fn change_in_effect(&self) -> bool {
