@@ -3,10 +3,12 @@
 //! The vault of new VMs is the operator's choice ([`crate::config::VaultConfig`]); a VM that runs stays in the vault it was
 //! started in, so both kinds can be in use at the same time.
 
+use std::fs::OpenOptions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fermata_model::{Size, VmDefinition};
 use fermata_vault::memory::devdax::namespace;
@@ -18,6 +20,11 @@ use crate::users::User;
 
 /// Modules that make memory set aside on the kernel command line a device.
 pub const MODULES: [&str; 4] = ["nd_e820", "nd_pmem", "dax_pmem", "device_dax"];
+
+/// How long the vault's device may take to come.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks for it.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The vaults of a host.
 #[derive(Debug)]
@@ -45,7 +52,7 @@ impl Vaults {
     /// Makes the device of a devdax vault, where there is none yet. Why it cannot be made is told when it is opened.
     pub(crate) fn make_device(config: &VaultConfig) {
         if config.kind == Kind::Devdax
-            && let Err(reason) = make_device(&config.device)
+            && let Err(reason) = await_device(&config.device)
         {
             tracing::warn!(reason, "no device for the vault");
         }
@@ -142,6 +149,21 @@ impl Vaults {
     #[must_use]
     pub fn keeps(&self, vm: Uuid) -> bool {
         self.devdax.as_ref().is_ok_and(|vault| vault.saved(vm).is_some())
+    }
+}
+
+/// Makes the device and waits until it can be opened. After a jump the kernel makes it by itself, a moment after its modules are loaded;
+/// meanwhile making it is refused as busy, and the node may be there before its driver is.
+#[expect(clippy::disallowed_methods, reason = "the kernel works on it meanwhile, and nothing tells when it has done")]
+fn await_device(device: &Path) -> Result<(), String> {
+    let until = Instant::now() + PATIENCE;
+    let opened = || OpenOptions::new().read(true).write(true).open(device).map(drop);
+    loop {
+        let made = make_device(device).and_then(|()| opened().map_err(|e| format!("{}: {e}", device.display())));
+        if made.is_ok() || Instant::now() >= until {
+            return made;
+        }
+        std::thread::sleep(LOOK);
     }
 }
 

@@ -48,8 +48,7 @@ pub(super) async fn gather(vms: &Vms, history: History) -> Result<(HostFacts, Ve
             vmm: live.runtime().vmm,
             machine: definition.machine,
             shared_memory: true,
-            // A VM whose VMM was replaced while it ran was seen to restart after a kexec; until that is understood it is refused.
-            memory_outlives_kernel: live.runtime().vault == Kind::Devdax && live.runtime().vmm == definition.vmm,
+            memory_outlives_kernel: live.runtime().vault == Kind::Devdax,
             blockers,
             pass_through: Vec::new(),
             budget: definition.pause_budget_ms,
