@@ -129,6 +129,9 @@ enum Faults {
         /// One step, such as "jump".
         #[arg(long)]
         step: Option<String>,
+        /// One fault, as the table names it, such as "a disk is missing".
+        #[arg(long)]
+        fault: Option<String>,
         /// No case begins after this many minutes.
         #[arg(long, default_value_t = 120)]
         minutes: u64,
@@ -186,8 +189,11 @@ fn run() -> Result<()> {
             let one = step.as_deref().map(|step| [step]);
             faults::run(one.as_ref().map_or(steps, |one| one), all, Duration::from_secs(minutes * 60))
         }
-        Task::Faults(Faults::Kexec { step, minutes }) => {
-            kexecs::faults::run(&kexecs::faults::Fault::ALL, step.as_deref(), Duration::from_secs(minutes * 60))
+        Task::Faults(Faults::Kexec { step, fault, minutes }) => {
+            let all = kexecs::faults::Fault::ALL.into_iter();
+            let wanted: Vec<_> = all.filter(|one| fault.as_ref().is_none_or(|name| *name == one.to_string())).collect();
+            anyhow::ensure!(!wanted.is_empty(), "no fault has this name; use one of {}", kexecs::faults::names());
+            kexecs::faults::run(&wanted, step.as_deref(), Duration::from_secs(minutes * 60))
         }
         Task::Bench(Bench::Planner) => fleet::bench(),
         Task::Sim { campaigns, seed } => fleet::sim(campaigns, seed),

@@ -144,7 +144,7 @@ pub enum Reason {
     MemoryNotShared,
     /// Memory that ends with the kernel.
     #[error(
-        "its memory does not outlive the host's kernel, or its VMM was replaced since it started; set the host up with `fermata host prepare`, then stop and start the VM once"
+        "its memory does not outlive the host's kernel; set the host up with `fermata host prepare`, then stop and start the VM once"
     )]
     MemoryEndsWithKernel,
     /// Host devices inside.

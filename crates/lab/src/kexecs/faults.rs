@@ -76,11 +76,11 @@ pub enum Fault {
 impl Fault {
     /// All of them.
     pub const ALL: [Self; 10] = [
-        Self::JumpRefused,
-        Self::DeadlinePassed,
         Self::StateFlipped,
         Self::DiskMissing,
         Self::TableFlipped,
+        Self::JumpRefused,
+        Self::DeadlinePassed,
         Self::NoVaultModules,
         Self::Panic,
         Self::VmmKilled,
@@ -120,6 +120,12 @@ impl fmt::Display for Fault {
             Self::DeadlinePassed => "deadline passed",
         })
     }
+}
+
+/// The names of all faults, for people.
+#[must_use]
+pub fn names() -> String {
+    Fault::ALL.map(|fault| format!("{:?}", fault.to_string())).join(", ")
 }
 
 /// What came of one case.
@@ -353,7 +359,7 @@ impl<'a> Bed<'a> {
             Fault::DeadlinePassed => "sleep 33".to_owned(),
         };
         // The connection may end with the kernel before the answer, so the agent goes on a moment later.
-        self.host.run(&format!("{AGENT} {before} && systemd-run --quiet --collect --on-active=1 kill -CONT $agent"))?;
+        self.host.run(&format!("{AGENT} {before} && systemd-run --quiet --collect --on-active=1 --timer-property=AccuracySec=100ms kill -CONT $agent"))?;
         if matches!(
             fault,
             Fault::Panic | Fault::DiskMissing | Fault::StateFlipped | Fault::TableFlipped | Fault::NoVaultModules
