@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use fermata_vault::memory::Kind;
+
 use super::live::Live;
 use super::{VmError, Vms};
 use crate::inventory::{Inventory, Runtime, VmRecord};
@@ -42,7 +44,7 @@ impl Vms {
         let slot = self.slot(&name);
         let turn = slot.operation.lock().await;
         if let Some(runtime) = &record.runtime
-            && self.vaults.keeps(record.definition.uuid)
+            && (self.vaults.keeps(record.definition.uuid) || self.may_be_kept(runtime))
         {
             return self.recover_kept(&record, runtime).await;
         }
@@ -76,6 +78,13 @@ impl Vms {
             }
         }
         Ok(())
+    }
+
+    /// Whether a VM may be kept in a vault that cannot be looked into now: after a jump, or after it was tried to be restored. What is
+    /// known of it must not be forgotten then: the vault may be mended.
+    fn may_be_kept(&self, runtime: &Runtime) -> bool {
+        let from_here = runtime.boot == self.boot || crate::jumped::from() == Some(runtime.boot);
+        runtime.vault == Kind::Devdax && from_here && self.vaults.devdax().is_err()
     }
 
     async fn find(self: &Arc<Self>, record: &VmRecord, runtime: &Runtime) -> Found {
