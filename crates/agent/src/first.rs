@@ -62,9 +62,8 @@ fn on_one_file_system(paths: &[&Path]) -> bool {
 
 /// A command line with the word for it, or without.
 pub(crate) fn with_word(cmdline: &str, wanted: bool) -> String {
-    let own = |word: &&str| **word == *format!("{KEY}{TARGET}");
-    let mut words: Vec<&str> = cmdline.split_whitespace().filter(|word| !own(word)).collect();
     let word = format!("{KEY}{TARGET}");
+    let mut words: Vec<&str> = cmdline.split_whitespace().filter(|other| *other != word).collect();
     if wanted && !words.iter().any(|word| word.starts_with(KEY)) {
         words.push(&word);
     }

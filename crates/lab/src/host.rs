@@ -202,6 +202,33 @@ impl Host {
         Ok(())
     }
 
+    /// Goes over to another build of `fermata`, agent included.
+    ///
+    /// # Errors
+    /// It cannot be copied, or its agent does not get ready.
+    pub fn take_fermata(&self, binary: &Path) -> Result<()> {
+        self.copy_to(binary, "/usr/bin/fermata.new")?;
+        self.run("mv /usr/bin/fermata.new /usr/bin/fermata && systemctl restart fermata-agent")?;
+        self.wait_agent_ready(Duration::from_secs(60))
+    }
+
+    /// Tells the agent at which step of a maintenance to halt by itself (`FERMATA_HALT_AT`), or no longer to, and starts it anew. `units`
+    /// is the folder for it: below `/run` it is forgotten with the kernel.
+    ///
+    /// # Errors
+    /// The agent does not get ready.
+    pub fn halt_agent_at(&self, step: Option<&str>, units: &str) -> Result<()> {
+        let folder = format!("{units}/fermata-agent.service.d");
+        let script = step.map_or_else(
+            || format!("rm -rf {folder}"),
+            |step| format!("mkdir -p {folder} && printf '[Service]\\nEnvironment=\"FERMATA_HALT_AT={step}\"\\n' >{folder}/halt.conf"),
+        );
+        self.run(&format!(
+            "{script}; rm -f /run/fermata/halted; systemctl daemon-reload; systemctl restart fermata-agent; sync"
+        ))?;
+        self.wait_agent_ready(Duration::from_secs(90))
+    }
+
     /// The last lines of the serial console.
     #[must_use]
     pub fn console_tail(&self, lines: usize) -> String {

@@ -344,10 +344,10 @@ impl Driver {
             let acts = tokio::task::block_in_place(handle);
             self.begin(acts);
             let state = self.maintenance.state();
-            if state.a_clock_is_behind() && !state.a_vm_stands() {
-                first::let_others_start_soon();
-            } else if !state.a_vm_stands() {
-                first::let_others_start("no VM stands");
+            match (state.in_pause(), state.a_clock_is_behind()) {
+                (true, _) => {}
+                (false, true) => first::let_others_start_soon(),
+                (false, false) => first::let_others_start("no VM stands"),
             }
         }
         while self.running.join_next().await.is_some() {}

@@ -113,9 +113,7 @@ pub fn run(plan: &Plan) -> Result<()> {
     let lab = Lab::up(&spec)?;
     let (host, peer) = (lab.host(1), lab.host(2));
     peer.run("systemctl disable --now fermata-agent; ip route replace 10.77.0.0/24 via 10.88.0.1")?;
-    host.copy_to(&fermata, "/usr/bin/fermata.new")?;
-    host.run("mv /usr/bin/fermata.new /usr/bin/fermata && systemctl restart fermata-agent")?;
-    host.wait_agent_ready(Duration::from_secs(60))?;
+    host.take_fermata(&fermata)?;
     let measured = Measured::default();
     let mut bench = Bench { host, peer, plan, began: Instant::now(), head: head(host)?, measured };
     let outcome = bench.all();

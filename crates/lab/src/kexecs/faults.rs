@@ -233,6 +233,9 @@ pub fn table(cases: &[Case]) -> String {
     text
 }
 
+/// Where the agent is told to halt: on the disk, because some steps are in the next kernel.
+const UNITS: &str = "/etc/systemd/system";
+
 struct Bed<'a> {
     host: &'a Host,
     guests: Vec<Guest>,
@@ -252,7 +255,7 @@ impl<'a> Bed<'a> {
     fn case(&mut self, step: &str, fault: Fault) -> Result<Case> {
         let began = Instant::now();
         self.heal()?;
-        self.tell_where_to_halt(Some(step))?;
+        self.host.halt_agent_at(Some(step), UNITS)?;
         let mut born = Vec::new();
         for guest in &self.guests {
             born.push(guest.probe(self.host).wait_alive(120)?);
@@ -280,7 +283,7 @@ impl<'a> Bed<'a> {
         }
         self.inject(fault, &boot)?;
         let report = change::report(self.host, &id)?;
-        self.tell_where_to_halt(None)?;
+        self.host.halt_agent_at(None, UNITS)?;
         let broken = self.broken(fault, &born, &report, &from)?;
         let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
         let vms = report["vms"].as_array().cloned().unwrap_or_default();
@@ -317,19 +320,6 @@ impl<'a> Bed<'a> {
             }
         }
         Ok(())
-    }
-
-    fn tell_where_to_halt(&self, step: Option<&str>) -> Result<()> {
-        // On the disk: some steps are in the next kernel.
-        let folder = "/etc/systemd/system/fermata-agent.service.d";
-        let script = step.map_or_else(
-            || format!("rm -f {folder}/halt.conf"),
-            |step| format!("mkdir -p {folder} && printf '[Service]\\nEnvironment=\"FERMATA_HALT_AT={step}\"\\n' >{folder}/halt.conf"),
-        );
-        self.host.run(&format!(
-            "{script}; rm -f /run/fermata/halted; systemctl daemon-reload; systemctl restart fermata-agent; sync"
-        ))?;
-        self.host.wait_agent_ready(Duration::from_secs(90))
     }
 
     /// Does the worst, then lets the agent go on where it is still there.

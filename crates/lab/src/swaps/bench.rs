@@ -132,9 +132,7 @@ pub fn run(plan: &Plan) -> Result<()> {
     spec.hosts[0].memory_mib = 2048 + 2 * largest;
     let lab = Lab::up(&spec)?;
     let host = lab.host(1);
-    host.copy_to(&fermata, "/usr/bin/fermata.new")?;
-    host.run("mv /usr/bin/fermata.new /usr/bin/fermata && systemctl restart fermata-agent")?;
-    host.wait_agent_ready(Duration::from_secs(60))?;
+    host.take_fermata(&fermata)?;
     let mut bench = Bench { host, plan, began: Instant::now(), head: head(host)?, measured: Measured::default() };
     let outcome = bench.all();
     if let Err(error) = &outcome {

@@ -223,6 +223,9 @@ pub fn all(host: &Host, steps: &[&str], faults: &[Fault], limit: Duration) -> (V
     (cases, None)
 }
 
+/// Where the agent is told to halt: forgotten with the kernel, so that after a power cut it does not.
+const UNITS: &str = "/run/systemd/system";
+
 struct Bed<'a> {
     host: &'a Host,
     guest: Guest,
@@ -266,7 +269,7 @@ impl<'a> Bed<'a> {
             self.host.run(SMALL_DISK)?;
             self.small_disk = true;
         }
-        self.tell_where_to_halt(Some(step))?;
+        self.host.halt_agent_at(Some(step), UNITS)?;
         let before = self.known()?;
         if fault == Fault::NewVmmRefuses {
             self.add_device()?;
@@ -286,7 +289,7 @@ impl<'a> Bed<'a> {
         let applied = self.inject(fault)?;
         let report = self.wait_for_end(&id)?;
         let broken = self.broken(fault, applied, &before, &report)?;
-        self.tell_where_to_halt(None)?;
+        self.host.halt_agent_at(None, UNITS)?;
         if fault == Fault::NewVmmRefuses {
             // Without the device that no specification has.
             self.host.run("fermata vm stop --force g1")?;
@@ -311,18 +314,6 @@ impl<'a> Bed<'a> {
             broken,
             took_s: began.elapsed().as_secs_f64(),
         })
-    }
-
-    fn tell_where_to_halt(&self, step: Option<&str>) -> Result<()> {
-        let folder = "/run/systemd/system/fermata-agent.service.d";
-        let script = step.map_or_else(
-            || format!("rm -rf {folder}"),
-            |step| format!("mkdir -p {folder} && printf '[Service]\\nEnvironment=\"FERMATA_HALT_AT={step}\"\\n' >{folder}/halt.conf"),
-        );
-        self.host.run(&format!(
-            "{script}; rm -f /run/fermata/halted; systemctl daemon-reload; systemctl restart fermata-agent"
-        ))?;
-        self.host.wait_agent_ready(Duration::from_secs(90))
     }
 
     /// A device that the definition, and so the twin, does not have.

@@ -250,14 +250,6 @@ impl State {
         self.vms.values().any(|vm| vm.phase.paused_since().is_some())
     }
 
-    /// Whether a VM stands still, or may stand any moment, and is to run again.
-    #[must_use]
-    pub fn a_vm_stands(&self) -> bool {
-        self.vms
-            .values()
-            .any(|vm| matches!(vm.phase, VmPhase::Pausing { .. } | VmPhase::Paused { .. } | VmPhase::Carried { .. }))
-    }
-
     /// Whether the clock of a VM that runs again is still to be put right.
     #[must_use]
     pub fn a_clock_is_behind(&self) -> bool {
