@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use fermata_lab::{artifact, fault, guests, image::Image, paths, prerequisites};
+use fermata_lab::{artifact, fault, guests, image::Image, package, paths, prerequisites};
 
 /// Builds what labs need, so that a test does not have to.
 pub(crate) fn image(with_debian: bool) -> Result<()> {
@@ -12,6 +12,13 @@ pub(crate) fn image(with_debian: bool) -> Result<()> {
     let image = Image::ensure()?;
     let guests = guests::disk(&image, &artifact::probe()?, with_debian)?;
     println!("host image    {}\nguests' disk  {}", image.disk().display(), guests.display());
+    Ok(())
+}
+
+/// Makes the Debian package, of what is shipped unless another binary is named.
+pub(crate) fn package(binary: Option<PathBuf>, version: &str) -> Result<()> {
+    let binary = binary.map_or_else(artifact::fermata_optimised, Ok)?;
+    println!("{}", package::make(&binary, version)?.display());
     Ok(())
 }
 

@@ -6,7 +6,7 @@ mod fleet;
 mod imds;
 mod lab;
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -38,6 +38,15 @@ enum Task {
     },
     /// Build the host image and the guests' disk, if they are not there yet.
     Image,
+    /// Make the Debian package: `target/package/fermata_VERSION-1_ARCH.deb`.
+    Package {
+        /// The `fermata` to package, instead of building the optimised one.
+        #[arg(long)]
+        binary: Option<PathBuf>,
+        /// The package's version.
+        #[arg(long, default_value = fermata_lab::package::VERSION)]
+        version: String,
+    },
     /// Run all tests, with the everyday ones of `test-hosts`; installs what they need first.
     Test {
         /// Words for `cargo test`, after `--`.
@@ -171,6 +180,7 @@ fn run() -> Result<()> {
         Task::Lab(command) => lab::run(command),
         Task::Demo { keep } => demo::run(keep),
         Task::Image => checks::image(true),
+        Task::Package { binary, version } => checks::package(binary, &version),
         Task::TestVmm => checks::test_vmm(),
         Task::TestHosts { names } => checks::test_hosts(&names),
         Task::Test { words } => {

@@ -126,7 +126,7 @@ pub enum ControllerCommand {
         #[arg(long, default_value = "/var/lib/fermata/controller")]
         state: PathBuf,
         /// Where to listen.
-        #[arg(long, default_value = "0.0.0.0:7440")]
+        #[arg(long, env = "FERMATA_LISTEN", default_value = "0.0.0.0:7440")]
         listen: String,
     },
     /// Make a token with which hosts can join.

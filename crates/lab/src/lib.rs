@@ -27,6 +27,7 @@
 //! | [`process`] | detached processes, found again for certain |
 //! | [`command`] | outside commands with time limits and errors that tell |
 //! | [`fault`] | defects of the emulator, told from failures of Fermata |
+//! | [`package`] | the Debian package |
 //! | [`paths`] | where everything lies |
 //! | [`network`] | the switch between hosts |
 //! | [`kexecs`] | kernels of hosts that change under such guests |
@@ -46,6 +47,7 @@ pub mod kexecs;
 pub mod lab;
 pub mod machine;
 pub mod network;
+pub mod package;
 pub mod packages;
 pub mod paths;
 pub mod payload;

@@ -26,22 +26,36 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("protoc", "protobuf-compiler"),
 ];
 
-/// What is missing, as packages.
-#[must_use]
-pub fn missing() -> Vec<&'static str> {
+/// What makes Debian packages.
+const PACKAGING: &[(&str, &str)] = &[("dh", "debhelper"), ("dpkg-buildpackage", "dpkg-dev"), ("strip", "binutils")];
+
+/// What is missing of these, as packages.
+fn missing(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
     let mut path = env::var_os("PATH").unwrap_or_default();
     // Where Debian keeps mkfs and friends, outside of the usual path of a person.
     path.push(":/usr/sbin:/sbin");
     let present = |program: &str| env::split_paths(&path).any(|folder| folder.join(program).is_file());
-    PROGRAMS.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect()
+    programs.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect()
 }
 
-/// Installs what is missing, where that is allowed.
+/// Installs what is missing for images and virtual hosts, where that is allowed.
 ///
 /// # Errors
 /// Not root, or no Debian, or the installation failed: says what to install.
 pub fn ensure() -> Result<()> {
-    let packages = missing();
+    install(PROGRAMS)
+}
+
+/// Installs what is missing for making packages, where that is allowed.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_packaging() -> Result<()> {
+    install(PACKAGING)
+}
+
+fn install(programs: &[(&str, &'static str)]) -> Result<()> {
+    let packages = missing(programs);
     if packages.is_empty() {
         return Ok(());
     }
