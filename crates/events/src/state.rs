@@ -35,6 +35,8 @@ pub const ENABLED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 pub const TERMINAL_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// A guest whose clock may be behind by the pause gets no `NotBefore` nearer than this.
 pub const UNVERIFIED_FLOOR: Duration = Duration::from_secs(60);
+/// The protocol's number fits a 32-bit signed integer; at one change a second that is 68 years.
+pub const INCARNATION_MAX: u32 = i32::MAX as u32;
 /// The last request is written down again when the written one is older than this.
 pub const POLL_GRAIN: Duration = Duration::from_secs(600);
 /// Records kept per scope.
@@ -205,8 +207,7 @@ impl State {
             return;
         }
         if let Some(record) = self.vms.get_mut(vm) {
-            // The protocol's number fits a 32-bit signed integer; at one change a second that is 68 years.
-            record.incarnation = (record.incarnation + 1).min(i32::MAX as u32);
+            record.incarnation = record.incarnation.saturating_add(1).min(INCARNATION_MAX);
             txn.dirty.insert(Key::Vm(vm.clone()));
             txn.changed.insert(vm.clone());
         }

@@ -37,7 +37,12 @@ impl State {
             let same = open.events.iter().collect::<BTreeSet<_>>() == ids.iter().collect();
             return if same { Ok(()) } else { Err(Refusal::JobExists(announce.job)) };
         }
-        if ids.iter().any(|id| self.over.contains_key(id) || self.events.contains_key(id)) {
+        let known = |id: &EventId| {
+            // What is too old to be approved is remembered by the history for longer.
+            let over = self.over.contains_key(id) || self.history.iter().any(|(_, record)| record.event_id == *id);
+            over || self.events.contains_key(id)
+        };
+        if ids.iter().any(known) {
             return Err(Refusal::JobExists(announce.job));
         }
         let failed = status == EventStatus::Started;

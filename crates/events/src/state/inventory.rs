@@ -3,7 +3,7 @@
 use fermata_model::{SetName, UpdateDomain, VmName};
 
 use super::durable::Key;
-use super::{ENABLED_FOR, POLL_GRAIN, State, Txn, Vm};
+use super::{ENABLED_FOR, INCARNATION_MAX, POLL_GRAIN, State, Txn, Vm};
 use crate::event::Phase;
 use crate::input::{Action, Refusal};
 use crate::scope::{ApprovalPolicy, ScopeId};
@@ -21,7 +21,7 @@ impl State {
     ) -> Result<(), Refusal> {
         let scope = set.map_or_else(|| ScopeId::Vm(vm.clone()), ScopeId::Set);
         let Some(known) = self.vms.get(&vm) else {
-            let incarnation = incarnation_floor.saturating_add(1).min(i32::MAX as u32);
+            let incarnation = incarnation_floor.saturating_add(1).min(INCARNATION_MAX);
             txn.dirty.insert(Key::Vm(vm.clone()));
             txn.changed.insert(vm.clone());
             self.vms.insert(vm, Vm { scope, update_domain, min_notice_s, incarnation, last_poll: None });
@@ -36,8 +36,8 @@ impl State {
             }
         }
         let last_poll = known.last_poll;
-        let wanted =
-            Vm { scope, update_domain, min_notice_s, incarnation: known.incarnation.max(incarnation_floor), last_poll };
+        let incarnation = known.incarnation.max(incarnation_floor.min(INCARNATION_MAX));
+        let wanted = Vm { scope, update_domain, min_notice_s, incarnation, last_poll };
         if *known != wanted {
             if known.incarnation != wanted.incarnation {
                 txn.changed.insert(vm.clone());

@@ -1,5 +1,6 @@
 //! A small world: a state, two clocks that only the test moves, and a log of every action.
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "test support: a failure is a failed test")]
+#![allow(dead_code, reason = "each binary uses its part")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use uuid::Uuid;
 pub(crate) const START_MS: i64 = 1_685_551_440_000;
 
 pub(crate) struct World {
+    config: Config,
     pub(crate) state: State,
     pub(crate) now: Now,
     pub(crate) disk: BTreeMap<String, String>,
@@ -50,8 +52,13 @@ pub(crate) fn by_vm(name: &str) -> Approver {
 impl World {
     /// `alone` and `other` stand alone; `web0` and `web1` (domains 0 and 1) and `web2` (domain 0) form set `web`.
     pub(crate) fn new() -> Self {
+        Self::with(Config::default())
+    }
+
+    pub(crate) fn with(config: Config) -> Self {
         let mut world = Self {
-            state: State::new(Config::default(), 7),
+            state: State::new(config.clone(), 7),
+            config,
             now: Now { wall: UnixMs(START_MS), mono: MonoMs(1_000_000) },
             disk: BTreeMap::new(),
             log: Vec::new(),
@@ -117,7 +124,7 @@ impl World {
     pub(crate) fn restart(&mut self) {
         self.now.mono = MonoMs(5_000);
         let records = self.disk.iter().map(|(k, v)| (k.as_str(), v.as_str()));
-        self.state = State::load(Config::default(), 7, records, self.now).unwrap();
+        self.state = State::load(self.config.clone(), 7, records, self.now).unwrap();
     }
 
     pub(crate) fn doc(&self, name: &str) -> Value {
@@ -145,6 +152,19 @@ impl World {
 
     pub(crate) fn approve(&mut self, by: &str, events: Vec<EventId>) -> Result<Vec<Action>, Refusal> {
         self.go(Input::Approve { events, by: by_vm(by) })
+    }
+
+    /// The approvals that an event has, as operators read them.
+    pub(crate) fn approvals(&self, id: EventId) -> Vec<Value> {
+        let events = serde_json::to_value(self.state.all_native_events(self.now)).unwrap();
+        let mut events = events.as_array().unwrap().iter();
+        let event = events.find(|event| event["eventId"] == id.to_string()).unwrap();
+        event["approvals"].as_array().unwrap().clone()
+    }
+
+    pub(crate) fn steps(&self) -> Vec<Lifecycle> {
+        let notice = |action: &Action| if let Action::Notify { notice } = action { Some(notice.step) } else { None };
+        self.log.iter().filter_map(notice).collect()
     }
 
     pub(crate) fn has(actions: &[Action], wanted: &Action) -> bool {
