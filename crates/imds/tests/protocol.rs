@@ -9,7 +9,6 @@ use std::time::Duration;
 use common::*;
 use fermata_events::*;
 use fermata_imds::limits::{Limits, Rate};
-use fermata_imds::store::{Outgoing, StoreError};
 use fermata_imds::*;
 
 const EVENTS: &str = "/metadata/scheduledevents?api-version=2020-07-01";
@@ -368,34 +367,6 @@ async fn rule_30_ordinary_requests_take_milliseconds() {
         slowest = slowest.max(begun.elapsed());
     }
     assert!(slowest < Duration::from_millis(100), "{slowest:?}");
-}
-
-/// A store that can be made to fail.
-struct Fragile {
-    inner: SqliteStore,
-    broken: Arc<AtomicBool>,
-}
-
-impl Store for Fragile {
-    fn records(&mut self) -> Result<std::collections::BTreeMap<String, String>, StoreError> {
-        self.inner.records()
-    }
-    fn commit(&mut self, changes: &[Change], outgoing: &[(String, String)]) -> Result<(), StoreError> {
-        if self.broken.load(Ordering::Acquire) {
-            Err(StoreError::Refused)
-        } else {
-            self.inner.commit(changes, outgoing)
-        }
-    }
-    fn epoch(&mut self, fresh: u32) -> Result<u32, StoreError> {
-        self.inner.epoch(fresh)
-    }
-    fn outbox(&mut self, limit: u32) -> Result<Vec<Outgoing>, StoreError> {
-        self.inner.outbox(limit)
-    }
-    fn delivered(&mut self, id: i64) -> Result<(), StoreError> {
-        self.inner.delivered(id)
-    }
 }
 
 #[tokio::test]

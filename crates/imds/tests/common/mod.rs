@@ -9,11 +9,13 @@
 pub(crate) mod net;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fermata_events::*;
 use fermata_imds::limits::Limits;
+use fermata_imds::store::{Outgoing, StoreError};
 use fermata_imds::*;
 use fermata_model::VmName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -233,5 +235,33 @@ impl Guest {
     pub(crate) async fn statuses(&self) -> Vec<String> {
         let document = self.events().await.json();
         document["Events"].as_array().unwrap().iter().map(|e| e["EventStatus"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// A store that can be made to fail.
+pub(crate) struct Fragile {
+    pub(crate) inner: SqliteStore,
+    pub(crate) broken: Arc<AtomicBool>,
+}
+
+impl Store for Fragile {
+    fn records(&mut self) -> Result<std::collections::BTreeMap<String, String>, StoreError> {
+        self.inner.records()
+    }
+    fn commit(&mut self, changes: &[Change], outgoing: &[(String, String)]) -> Result<(), StoreError> {
+        if self.broken.load(Ordering::Acquire) {
+            Err(StoreError::Refused)
+        } else {
+            self.inner.commit(changes, outgoing)
+        }
+    }
+    fn epoch(&mut self, fresh: u32) -> Result<u32, StoreError> {
+        self.inner.epoch(fresh)
+    }
+    fn outbox(&mut self, limit: u32) -> Result<Vec<Outgoing>, StoreError> {
+        self.inner.outbox(limit)
+    }
+    fn delivered(&mut self, id: i64) -> Result<(), StoreError> {
+        self.inner.delivered(id)
     }
 }
