@@ -24,8 +24,7 @@ pub(crate) enum Command {
         #[arg(long, default_value = config::DEFAULT_PATH)]
         config: PathBuf,
     },
-    /// Shut down every VM, before the host itself goes down.
-    #[command(hide = true)]
+    /// Shut down every VM: what the host does before it goes down itself.
     StopGuests {
         /// Seconds that each guest may take.
         #[arg(long, default_value_t = 60)]
