@@ -89,7 +89,7 @@ impl Lab {
         step.done();
         if programs.fermata.is_some() && paths::workspace().join("packaging/tree").is_dir() {
             let step = Step::begin("wait for the agents");
-            for host in &lab.state.hosts {
+            for (host, _) in lab.state.hosts.iter().zip(&spec.hosts).filter(|(_, spec)| !spec.bare) {
                 host.wait_agent_ready(Duration::from_secs(120))?;
             }
             step.done();

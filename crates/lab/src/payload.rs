@@ -50,12 +50,12 @@ pub fn write(disk: &Path, image: &Image, programs: &Programs, who: Identity<'_>,
     let mut tar = tar::Builder::new(Vec::new());
     tar.follow_symlinks(false);
     let packaged = paths::workspace().join("packaging/tree");
-    if packaged.is_dir() {
+    if packaged.is_dir() && !spec.bare {
         add_tree(&mut tar, &packaged, &packaged)?;
         enable_units(&mut tar, &packaged.join("usr/lib/systemd/system"))?;
     }
     add(&mut tar, "usr/local/bin/fermata-probe", 0o755, &fs::read(&programs.probe)?)?;
-    if let Some(fermata) = &programs.fermata {
+    if let Some(fermata) = programs.fermata.as_ref().filter(|_| !spec.bare) {
         add(&mut tar, "usr/bin/fermata", 0o755, &fs::read(fermata)?)?;
     }
     let keys = Keys::ensure()?;
@@ -66,7 +66,9 @@ pub fn write(disk: &Path, image: &Image, programs: &Programs, who: Identity<'_>,
     let machine = command::digest([who.lab.as_bytes(), who.name().as_bytes()]);
     add(&mut tar, "etc/machine-id", 0o444, format!("{}\n", &machine[..32]).as_bytes())?;
     add(&mut tar, "etc/fermata-lab/host", 0o644, format!("private_address=10.88.0.{}/24\n", who.number).as_bytes())?;
-    add(&mut tar, "etc/fermata/agent.toml", 0o644, agent(&image.vmms()?, spec).as_bytes())?;
+    if !spec.bare {
+        add(&mut tar, "etc/fermata/agent.toml", 0o644, agent(&image.vmms()?, spec).as_bytes())?;
+    }
     for (path, content) in &spec.files {
         add(&mut tar, path.trim_start_matches('/'), 0o644, content.as_bytes())?;
     }

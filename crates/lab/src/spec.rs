@@ -75,6 +75,9 @@ pub struct HostSpec {
     /// Whether its guests are told what is coming, by the metadata service; they then reach nothing else of it but the sink.
     #[serde(default)]
     pub imds: bool,
+    /// Whether it comes without Fermata: for a test that installs the package.
+    #[serde(default)]
+    pub bare: bool,
     /// Files (path inside the host, content) added to the payload: configuration of this host.
     pub files: Vec<(String, String)>,
 }
@@ -88,6 +91,7 @@ impl Default for HostSpec {
             cmdline: String::new(),
             vault_mib: 0,
             imds: false,
+            bare: false,
             files: Vec::new(),
         }
     }
