@@ -130,6 +130,12 @@ fn text(value: &Value) -> String {
     }
 }
 
+/// What kind of event it is, and whether it is only played.
+fn kind_of(event: &Value) -> String {
+    let played = event["simulated"].as_bool().unwrap_or_default();
+    text(&event["eventType"]) + if played { " (simulated)" } else { "" }
+}
+
 fn list(events: &[Value]) -> String {
     if events.is_empty() {
         return "no open event".to_owned();
@@ -143,7 +149,7 @@ fn list(events: &[Value]) -> String {
             let not_before = event["notBeforeUnixMs"].as_i64().map(|ms| UnixMs(ms).rfc3339()).unwrap_or_default();
             vec![
                 text(&event["eventId"]),
-                text(&event["eventType"]),
+                kind_of(event),
                 text(&event["status"]),
                 not_before,
                 vms.collect::<Vec<_>>().join(","),
@@ -164,7 +170,7 @@ fn history(records: &[Value]) -> String {
         for (vm, felt) in record["vms"].as_object().into_iter().flatten() {
             rows.push(vec![
                 text(&record["eventId"]),
-                text(&record["eventType"]),
+                kind_of(record),
                 text(&record["outcome"]),
                 vm.clone(),
                 text(&record["durationInSeconds"]),
