@@ -220,20 +220,23 @@ fn rule_24_policies_are_fixed_at_the_announcement_and_the_operators_default_hold
     world.poll_all();
     // A scope that was heard of before has the operator's default, too.
     world.ok(Input::PeerPolled { set: "web".parse().unwrap(), at: UnixMs(START_MS) });
-    world.ok(Input::Announce(announce("j", &["web0", "alone"], 900)));
+    let gate = |name: &str| Action::GateOpened { job: job(name) };
+    for (name, member) in [("set", "web0"), ("own", "alone")] {
+        world.ok(Input::Announce(announce(name, &[member], 900)));
+    }
     world.ok(Input::SetPolicy { scope: web(), policy: ApprovalPolicy::AnyInScope });
-    let ids = [world.ids("web0")[0], world.ids("alone")[0]];
-    world.approve("web0", vec![ids[0]]).unwrap();
-    world.approve("alone", vec![ids[1]]).unwrap();
-    world.restart();
-    assert!(!opened(&world.ok(Input::Tick)), "no guest's word counts in open events");
-    let by = Approver::Operator { name: "ann".to_owned() };
-    assert!(opened(&world.ok(Input::Approve { events: ids.to_vec(), by })));
-    world.ok(Input::Cancel { job: job("j") });
-    world.ok(Input::Announce(announce("k", &["web0"], 900)));
-    let id = world.ids("web0")[0];
-    world.approve("web1", vec![id]).unwrap();
-    world.ok(Input::Start { job: job("k") });
+    for (name, member) in [("set", "web0"), ("own", "alone")] {
+        let ids = world.ids(member);
+        world.approve(member, ids.clone()).unwrap();
+        world.restart();
+        assert!(!World::has(&world.ok(Input::Tick), &gate(name)), "{name}: no guest's word counts in open events");
+        let by = Approver::Operator { name: "ann".to_owned() };
+        assert!(World::has(&world.ok(Input::Approve { events: ids, by }), &gate(name)), "{name}");
+        world.ok(Input::Cancel { job: job(name) });
+    }
+    world.ok(Input::Announce(announce("next", &["web0"], 900)));
+    let ids = world.ids("web0");
+    assert!(World::has(&world.approve("web1", ids).unwrap(), &gate("next")), "the policy that was set meanwhile");
 }
 
 #[test]
@@ -427,6 +430,20 @@ fn rule_41_the_floor_of_a_minute_is_a_floor_and_for_the_own_scope_only() {
     world.ok(Input::ClockVerified { job: job("first"), vm: vm("web0"), clock_step_ms: 0 });
     world.ok(Input::Announce(announce("after", &["web1"], 10)));
     assert_eq!(not_before(&world, "web1"), in_s(&world, 10), "verified");
+}
+
+#[test]
+fn rule_41_a_deadline_ignores_steps_of_the_wall_clock_after_a_restart_too() {
+    let mut world = World::new();
+    world.poll_all();
+    world.ok(Input::Announce(announce("j", &["alone"], 900)));
+    world.tick(Duration::from_secs(300));
+    world.restart();
+    world.now.wall = world.now.wall + Duration::from_secs(7_200);
+    assert!(!opened(&world.ok(Input::Tick)), "600 s of the notice are left, whatever the wall clock says");
+    world.now.wall = UnixMs(START_MS + 300_000);
+    assert!(!opened(&world.tick(Duration::from_secs(600) - MS)));
+    assert!(opened(&world.tick(MS)));
 }
 
 #[test]
