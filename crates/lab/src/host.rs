@@ -229,6 +229,20 @@ impl Host {
         self.wait_agent_ready(Duration::from_secs(90))
     }
 
+    /// What a person would look at when something went wrong: the agent's log of this boot, VMMs, taps, what maintenances tell.
+    #[must_use]
+    pub fn evidence(&self) -> String {
+        const LOOK: &str = "date; uname -r; fermata maintenance list; fermata vm list; pgrep -af qemu-system | cut -c1-120; \
+            ip -br link; bridge fdb show br br0 | grep -v permanent; tc qdisc show; \
+            for id in $(fermata --json maintenance list | grep -o '\"maintenance\": *\"[^\"]*' | cut -d'\"' -f4); do fermata maintenance report $id; done; \
+            journalctl --no-pager -b -o short-precise -u 'fermata-*' | tail -n 300";
+        let seen = match self.exec_within(LOOK, Duration::from_secs(60)) {
+            Ok(output) => output.stdout + &output.stderr,
+            Err(error) => format!("{error:#}"),
+        };
+        format!("{seen}\n{}", self.console_tail(40))
+    }
+
     /// The last lines of the serial console.
     #[must_use]
     pub fn console_tail(&self, lines: usize) -> String {

@@ -24,7 +24,7 @@ use crate::{
     lab::Lab,
     paths,
     spec::{HostSpec, Kernel, LabSpec},
-    swaps::guest::Guest,
+    swaps::{faults::keep_evidence, guest::Guest},
 };
 
 /// The steps at which agents and hosts die; what comes after `jump` happens in the new kernel.
@@ -151,6 +151,23 @@ pub struct Case {
     pub took_s: f64,
 }
 
+impl Case {
+    fn that_did_not_end(step: &str, fault: Fault, error: &anyhow::Error) -> Self {
+        let unknown = || "-".to_owned();
+        Self {
+            step: step.to_owned(),
+            fault,
+            outcome: unknown(),
+            ends: Vec::new(),
+            trouble: unknown(),
+            pause_ms: None,
+            kernel: unknown(),
+            broken: vec![format!("{error:#}")],
+            took_s: 0.0,
+        }
+    }
+}
+
 /// Runs cases on a host of its own, prints a table and writes `target/bench/faults-kexec.json` after each.
 ///
 /// # Errors
@@ -175,21 +192,24 @@ pub fn run(faults: &[Fault], step: Option<&str>, limit: Duration) -> Result<()> 
                 None => Bed::make(host),
             };
             let case = made.and_then(|made| bed.insert(made).case(at, *fault));
-            match case {
-                Ok(case) => {
-                    let said = if case.broken.is_empty() { "whole".to_owned() } else { case.broken.join("; ") };
-                    eprintln!(
-                        "[{:>5.0} s] {fault} at {at}: {said} ({}, {})",
-                        began.elapsed().as_secs_f64(),
-                        case.outcome,
-                        case.ends.join(", ")
-                    );
-                    cases.push(case);
-                }
-                Err(error) => {
-                    cut = Some(format!("{fault} at {at}: {error:#}"));
-                    break 'all;
-                }
+            let (case, ended) = match case {
+                Ok(case) => (case, true),
+                Err(error) => (Case::that_did_not_end(at, *fault, &error), false),
+            };
+            let said = if case.broken.is_empty() { "whole".to_owned() } else { case.broken.join("; ") };
+            eprintln!(
+                "[{:>5.0} s] {fault} at {at}: {said} ({}, {})",
+                began.elapsed().as_secs_f64(),
+                case.outcome,
+                case.ends.join(", ")
+            );
+            if !case.broken.is_empty() {
+                keep_evidence(host, "kexec", at, *fault);
+            }
+            cases.push(case);
+            if !ended && let Err(error) = renew(host, &mut bed) {
+                cut = Some(format!("after {fault} at {at}: {error:#}"));
+                break 'all;
             }
             write(&cases, cut.as_deref())?;
         }
@@ -202,6 +222,22 @@ pub fn run(faults: &[Fault], step: Option<&str>, limit: Duration) -> Result<()> 
         (0, None) => Ok(()),
         (0, Some(cut)) => bail!("cut short: {cut}"),
         (broken, _) => bail!("{broken} cases broken; see the table"),
+    }
+}
+
+/// A host that can be used again: booted anew, and told to halt nowhere.
+fn renew(host: &Host, bed: &mut Option<Bed<'_>>) -> Result<()> {
+    let before = host.boot_id().ok();
+    host.forget_connections();
+    host.reset()?;
+    match before {
+        Some(before) => drop(host.wait_boot_after(&before, change::UP)?),
+        None => host.wait_agent_ready(change::UP)?,
+    }
+    host.halt_agent_at(None, UNITS)?;
+    match bed {
+        Some(bed) => bed.heal(),
+        None => Ok(()),
     }
 }
 

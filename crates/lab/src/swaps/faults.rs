@@ -139,6 +139,23 @@ pub struct Case {
 }
 
 impl Case {
+    fn that_did_not_end(step: &str, fault: Fault, error: &anyhow::Error) -> Self {
+        let unknown = || "-".to_owned();
+        let broken = vec![format!("{error:#}")];
+        let step = step.to_owned();
+        Self {
+            step,
+            fault,
+            applied: true,
+            outcome: unknown(),
+            end: unknown(),
+            trouble: unknown(),
+            pause_ms: None,
+            broken,
+            took_s: 0.0,
+        }
+    }
+
     /// One word.
     #[must_use]
     pub fn verdict(&self) -> &'static str {
@@ -205,22 +222,37 @@ pub fn all(host: &Host, steps: &[&str], faults: &[Fault], limit: Duration) -> (V
             if began.elapsed() > limit {
                 return (cases, Some(format!("time was up after {} min", limit.as_secs() / 60)));
             }
-            match bed.case(step, *fault) {
-                Ok(case) => {
-                    eprintln!(
-                        "[{:>5.0} s] {fault} at {step}: {} ({} {})",
-                        began.elapsed().as_secs_f64(),
-                        case.verdict(),
-                        case.outcome,
-                        case.broken.join("; ")
-                    );
-                    cases.push(case);
-                }
-                Err(error) => return (cases, Some(format!("{fault} at {step}: {error:#}"))),
+            let (case, whole) = match bed.case(step, *fault) {
+                Ok(case) => (case, true),
+                Err(error) => (Case::that_did_not_end(step, *fault, &error), false),
+            };
+            eprintln!(
+                "[{:>5.0} s] {fault} at {step}: {} ({} {})",
+                began.elapsed().as_secs_f64(),
+                case.verdict(),
+                case.outcome,
+                case.broken.join("; ")
+            );
+            if !case.broken.is_empty() {
+                keep_evidence(host, "swap", step, *fault);
+            }
+            cases.push(case);
+            if !whole && let Err(error) = bed.renew() {
+                return (cases, Some(format!("after {fault} at {step}: {error:#}")));
             }
         }
     }
     (cases, None)
+}
+
+/// What is seen on a host after a broken case, for whoever looks into it.
+pub(crate) fn keep_evidence(host: &Host, what: &str, step: &str, fault: impl fmt::Display) {
+    let folder = paths::workspace().join("target/bench").join(format!("faults-{what}"));
+    let file = folder.join(format!("{fault} at {step}.log").replace(' ', "-"));
+    match fs::create_dir_all(&folder).and_then(|()| fs::write(&file, host.evidence())) {
+        Ok(()) => eprintln!("        what is seen on the host: {}", file.display()),
+        Err(error) => eprintln!("        what is seen on the host cannot be written to {}: {error}", file.display()),
+    }
 }
 
 /// Where the agent is told to halt: forgotten with the kernel, so that after a power cut it does not.
@@ -249,6 +281,13 @@ impl<'a> Bed<'a> {
         guest.create(host)?;
         guest.start(host)?;
         Ok(Self { host, guest, small_disk: false })
+    }
+
+    /// A VM as at first, whatever the case before left.
+    fn renew(&self) -> Result<()> {
+        self.host.halt_agent_at(None, UNITS)?;
+        self.host.exec("fermata vm stop --force g1")?;
+        self.guest.start(self.host).map(drop)
     }
 
     fn known(&self) -> Result<Known> {
