@@ -63,6 +63,15 @@ pub struct Guarded {
     pub contested: bool,
 }
 
+/// A VM that had to be freed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freed {
+    /// In words.
+    pub how: String,
+    /// When it ran again for certain.
+    pub at: Mono,
+}
+
 /// What to do with one VM whose deadline passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
@@ -98,7 +107,7 @@ pub const fn decide(guarded: &Guarded, authority: bool, owner: Option<Owner>) ->
 #[derive(Debug, Clone, Default)]
 pub struct Watch {
     armed: BTreeMap<VmName, (Mono, Guarded)>,
-    fired: BTreeMap<VmName, String>,
+    fired: BTreeMap<VmName, Freed>,
 }
 
 impl Watch {
@@ -110,8 +119,8 @@ impl Watch {
         }
     }
 
-    /// Stops guarding VMs and tells which of them had to be freed, and how.
-    pub fn disarm(&mut self, vms: &[VmName]) -> BTreeMap<VmName, String> {
+    /// Stops guarding VMs and tells which of them had to be freed, how and when.
+    pub fn disarm(&mut self, vms: &[VmName]) -> BTreeMap<VmName, Freed> {
         let mut fired = BTreeMap::new();
         for vm in vms {
             self.armed.remove(vm);
@@ -133,9 +142,9 @@ impl Watch {
     }
 
     /// A VM was freed.
-    pub fn freed(&mut self, vm: &VmName, how: String) {
+    pub fn freed(&mut self, vm: &VmName, freed: Freed) {
         self.armed.remove(vm);
-        self.fired.insert(vm.clone(), how);
+        self.fired.insert(vm.clone(), freed);
     }
 
     /// Nothing is guarded.
@@ -185,9 +194,9 @@ mod tests {
         watch.arm(Mono(10), [guarded("b", true)]);
         assert_eq!(watch.next(), Some(Mono(10)));
         assert_eq!(watch.due(Mono(15)).len(), 1);
-        watch.freed(&"b".parse().unwrap(), "by cont".to_owned());
+        watch.freed(&"b".parse().unwrap(), Freed { how: "by cont".to_owned(), at: Mono(15) });
         let fired = watch.disarm(&["a".parse().unwrap(), "b".parse().unwrap()]);
-        assert_eq!(fired.keys().map(VmName::as_str).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(fired.iter().map(|(vm, freed)| (vm.as_str(), freed.at)).collect::<Vec<_>>(), [("b", Mono(15))]);
         assert!(watch.is_idle());
     }
 }

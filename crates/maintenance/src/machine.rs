@@ -59,7 +59,7 @@ pub use fermata_vmm::handover::Way;
 pub use driver::{Maintenance, StartError};
 pub use entry::{Entry, Outcome, Owner, Stage, Stamped};
 pub use journalled::{Durability, Journalled, Log, LogFailure, Unwritten};
-pub use state::{ReplayError, State, Trouble, VmPhase, VmState};
+pub use state::{ReplayError, State, Trouble, Unsure, VmPhase, VmState};
 
 use crate::id::BootId;
 use crate::order::Order;

@@ -77,6 +77,9 @@ pub struct VmReport {
     /// How long after the order each of them began, by the host's wall clock; `None` where no time stamp of it came.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blackouts_began: Vec<Option<Micros>>,
+    /// It was found running and nobody answered whether it had stood before; if it had, then for no longer than this.
+    #[serde(rename = "may_have_stood_us", with = "micros::option", default, skip_serializing_if = "Option::is_none")]
+    pub may_have_stood: Option<Duration>,
     /// The longest blackout that a program in the guest measured, when one did.
     #[serde(rename = "guest_blackout_us", with = "micros::option")]
     pub guest_blackout: Option<Duration>,
@@ -182,6 +185,7 @@ impl Report {
                     .iter()
                     .map(|began| began.map(|at| Micros(at.since(ordered))))
                     .collect(),
+                may_have_stood: vm.unsure.map(|unsure| unsure.at_most),
                 guest_blackout: vm.guest_blackout,
                 clock: vm.clock.clone(),
                 end,

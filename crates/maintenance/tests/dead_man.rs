@@ -155,7 +155,7 @@ fn soon() -> Mono {
 /// Waits until the dead-man has fired: it answers again only afterwards.
 async fn after_the_deadline(client: &mut Client) -> Vec<String> {
     tokio::time::sleep(Duration::from_millis(200)).await;
-    client.disarm(vec![vm()]).await.unwrap().into_values().collect()
+    client.disarm(vec![vm()]).await.unwrap().into_values().map(|freed| freed.how).collect()
 }
 
 #[tokio::test]

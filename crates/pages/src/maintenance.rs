@@ -185,9 +185,13 @@ fn pauses(vm: &VmReport) -> impl Iterator<Item = Bar> {
     })
 }
 
+fn not_paused(vm: &VmReport) -> String {
+    vm.may_have_stood.map_or_else(|| "not paused".to_owned(), |most| format!("not known, at most {}", human(most)))
+}
+
 /// What stands at the end of a VM's row.
 fn felt(vm: &VmReport) -> String {
-    let Some(longest) = vm.host_blackouts.iter().max() else { return "not paused".to_owned() };
+    let Some(longest) = vm.host_blackouts.iter().max() else { return not_paused(vm) };
     format!("{}; clock {}", human(longest.0), clock(vm.clock.as_ref()))
 }
 
@@ -233,7 +237,7 @@ fn vms(report: &Report) -> Markup {
                         td class=(mood.class()) { (word) }
                         td { (vm.mechanism) @if let Some(way) = vm.way { ", by " (way) } @if let Some(note) = &vm.note { "; " (note) } }
                         @if vm.host_blackouts.is_empty() {
-                            td class="number" { "not paused" } td {} td {} td class="small" { (vm.forecast) }
+                            td class="number" { (not_paused(vm)) } td {} td {} td class="small" { (vm.forecast) }
                         } @else {
                             td class="number" { @for pause in &vm.host_blackouts { div { (human(pause.0)) } } }
                             td class="number" { (vm.guest_blackout.map_or_else(|| NOT_MEASURED.to_owned(), human)) }

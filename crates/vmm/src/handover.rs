@@ -212,12 +212,26 @@ async fn watched<T>(
 /// # Errors
 /// [`QmpError`].
 pub async fn resume(vmm: &Qmp, limit: Duration) -> Result<Option<Timestamp>, QmpError> {
+    resume_noting(vmm, limit, || {}).await
+}
+
+/// [`resume`], which calls `before` right before the VMM is told to run the VM: as long as it was not called, the VM's vCPUs have not
+/// run in this VMM.
+///
+/// # Errors
+/// As [`resume`].
+pub async fn resume_noting(
+    vmm: &Qmp,
+    limit: Duration,
+    before: impl FnOnce() + Send,
+) -> Result<Option<Timestamp>, QmpError> {
     let until = Instant::now() + limit;
     let left = || until.saturating_duration_since(Instant::now());
     let mut events = vmm.events();
     if vmm.execute_within(&QueryStatus {}, left()).await?.running {
         return Ok(None);
     }
+    before();
     vmm.execute_within(&Cont {}, left()).await?;
     let is_resume = |event: &Event| (event.kind == EventKind::Resume).then_some(event.at);
     match tokio::time::timeout(left(), events.find(is_resume)).await {

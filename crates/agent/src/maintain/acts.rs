@@ -111,6 +111,7 @@ async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std:
 
 pub(super) fn failure(error: &VmError) -> Failure {
     let kind = match error {
+        VmError::NeverRan { .. } => FailureKind::NeverRan,
         VmError::WrongState { .. } => FailureKind::VmmDead,
         VmError::Qmp { source: fermata_vmm::qmp::QmpError::Closed { .. }, .. } => FailureKind::VmmDead,
         VmError::NotTrusted { .. } => FailureKind::MemoryGone,

@@ -1,6 +1,7 @@
 //! The agent's side of the dead-man, the process that frees paused VMs when the agent does not: its unit, and what it is
 //! told to guard.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -104,9 +105,12 @@ pub(super) async fn disarm(shell: &Maintain, state: &State, vm: Option<&VmName>)
         *client = Client::connect(&control(shell, id), REACH_LIMIT).await.ok();
     }
     // None there: nothing was armed, or it ended because nothing was left to guard.
-    let Some(armed) = client.as_mut() else { return Ok(Evidence::DeadMan { fired: false }) };
+    let Some(armed) = client.as_mut() else { return Ok(Evidence::DeadMan { fired: false, freed: BTreeMap::new() }) };
     match armed.disarm(vms).await {
-        Ok(freed) => Ok(Evidence::DeadMan { fired: !freed.is_empty() }),
+        Ok(fired) => Ok(Evidence::DeadMan {
+            fired: !fired.is_empty(),
+            freed: fired.into_iter().map(|(vm, freed)| (vm, freed.at)).collect(),
+        }),
         Err(error) => {
             *client = None;
             Err(Failure::new(crate::chain(&error)))

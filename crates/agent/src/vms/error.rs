@@ -226,6 +226,14 @@ pub enum VmError {
         /// Why.
         source: fermata_vmm::handover::HandoverError,
     },
+    /// The new VMM did not take the VM up. It is dead for certain, and the VM's vCPUs have not run in it: the old one still can.
+    #[error("VM `{name}`: the new VMM did not let it run and was ended ({source}); see its log")]
+    NeverRan {
+        /// The VM.
+        name: VmName,
+        /// Why.
+        source: fermata_vmm::qmp::QmpError,
+    },
     /// The way back from a change of VMM.
     #[error("VM `{name}`: {source}")]
     TakeBack {
@@ -334,6 +342,7 @@ impl VmError {
                 | Self::VmmRefused { .. }
                 | Self::Qmp { .. }
                 | Self::Handover { .. }
+                | Self::NeverRan { .. }
                 | Self::TakeBack { .. }
                 | Self::Relay { .. }
                 | Self::Process { .. }
@@ -378,6 +387,7 @@ impl VmError {
             Self::VmmRefused { .. } => "vmm-refused",
             Self::Qmp { .. } => "vmm-failed",
             Self::Handover { .. } => "handover-failed",
+            Self::NeverRan { .. } => "never-ran",
             Self::TakeBack { .. } => "take-back-failed",
             Self::Relay { .. } => "relay-failed",
             Self::Process { .. } => "process-failed",

@@ -12,6 +12,7 @@
 //!
 //! Each is idempotent. Which VMM may run the VM is the maintenance journal's to say; nothing here decides it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use fermata_vault::relay::Relay;
 use fermata_vault::tap::{self, Queue};
 use fermata_vmm::command::Paths;
 use fermata_vmm::handover::{self, HandedOver, Way};
-use fermata_vmm::qmp::{self, Qmp, Timestamp};
+use fermata_vmm::qmp::{self, Qmp, QmpError, Timestamp};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::live::{Lent, Live};
@@ -43,6 +44,8 @@ pub(super) struct Beside {
     /// Whether frames may still be steered to it. A VMM that is killed closes its channel like one that is ready, and that
     /// must not steer frames to a dead one after the VM was taken back.
     gate: AsyncMutex<Gate>,
+    /// Whether the VM's vCPUs may have run in it: once they have, no other VMM's picture of the VM is true any more.
+    may_have_run: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +134,7 @@ impl Vms {
             queues: lent.queues,
             qmp: Mutex::new(monitor),
             gate: AsyncMutex::new(Gate::Open),
+            may_have_run: AtomicBool::new(false),
         })
     }
 
@@ -238,19 +242,41 @@ impl Vms {
     ) -> Result<Option<Timestamp>, VmError> {
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
-        let Some(beside) = slot.beside() else { return Err(VmError::NoneBeside(name.clone())) };
         let record = self.record(name).await?;
         let failed = |source| VmError::Qmp { name: name.clone(), act: "run in the new VMM", source };
+        let Some(beside) = slot.beside() else {
+            if record.beside.is_some() {
+                return Err(VmError::NoneBeside(name.clone()));
+            }
+            if let Some(live) = slot.live()
+                && live.run_state(limit).await.map_err(failed)?
+            {
+                return Ok(None);
+            }
+            // Found dead by this agent when it started.
+            self.never_run_again(&slot, &record).await?;
+            return Err(failed(QmpError::Closed { command: "cont" }));
+        };
         if record.runtime.as_ref().is_some_and(|r| r.generation > beside.runtime.generation) {
             // An earlier attempt got this far: the record has changed over already.
             let live = running(&slot, name, &record).await?;
             return handover::resume(live.qmp(), limit).await.map_err(failed);
         }
-        let qmp = match beside.qmp() {
-            Some(qmp) => qmp,
-            None => Qmp::connect(&Paths::in_folder(&beside.runtime.dir).qmp(), limit).await.map_err(failed)?,
+        let (qmp, resumed) = match self.let_successor_run(&beside, limit).await {
+            Ok(done) => done,
+            Err(source) if !beside.may_have_run.load(Ordering::Acquire) => {
+                let gone = beside.process.kill_for_certain(END_LIMIT).await;
+                gone.map_err(|source| VmError::Process { name: name.clone(), source })?;
+                return Err(VmError::NeverRan { name: name.clone(), source });
+            }
+            Err(source) => {
+                let alive = Process::find(beside.process.identity());
+                if alive.map_err(|source| VmError::Process { name: name.clone(), source })?.is_none() {
+                    self.never_run_again(&slot, &record).await?;
+                }
+                return Err(failed(source));
+            }
         };
-        let resumed = handover::resume(&qmp, limit).await.map_err(failed)?;
         if let Some(old) = slot.live() {
             self.hand_frames_on(&old);
         }
@@ -259,6 +285,32 @@ impl Vms {
         }
         self.change_over(&slot, &record, &beside, qmp).await?;
         Ok(resumed)
+    }
+
+    async fn let_successor_run(&self, beside: &Beside, limit: Duration) -> Result<(Qmp, Option<Timestamp>), QmpError> {
+        let qmp = match beside.qmp() {
+            Some(qmp) => qmp,
+            None => Qmp::connect(&Paths::in_folder(&beside.runtime.dir).qmp(), limit).await?,
+        };
+        let now_it_may = || beside.may_have_run.store(true, Ordering::Release);
+        let resumed = handover::resume_noting(&qmp, limit, now_it_may).await?;
+        Ok((qmp, resumed))
+    }
+
+    /// The new VMM died when the VM may have run in it: the old one's picture of the VM is history and must never run. The VM is
+    /// lost, as with any VMM that dies; what is left is cleaned up as after any.
+    async fn never_run_again(&self, slot: &Slot, record: &VmRecord) -> Result<(), VmError> {
+        let name = &record.definition.name;
+        if let Some(old) = slot.live() {
+            let gone = old.process().kill_for_certain(END_LIMIT).await;
+            gone.map_err(|source| VmError::Process { name: name.clone(), source })?;
+        }
+        slot.set_beside(None);
+        if let Some(left) = &record.beside {
+            self.tear_down_vmm(left).await?;
+            self.note_beside(name, None).await?;
+        }
+        Ok(())
     }
 
     async fn change_over(
@@ -291,6 +343,7 @@ impl Vms {
             queues: Vec::new(),
             qmp: Mutex::new(Some(old.qmp().clone())),
             gate: AsyncMutex::new(Gate::Shut),
+            may_have_run: AtomicBool::new(true),
         };
         let key = name.clone();
         self.db(move |db| db.change_over(&key)).await?;
@@ -448,6 +501,8 @@ impl Vms {
             qmp: Mutex::new(qmp),
             // A maintenance that goes on may still hand the VM over; one that goes back shuts the gate first.
             gate: AsyncMutex::new(if successor { Gate::Open } else { Gate::Shut }),
+            // What the agent before did with it is not known here.
+            may_have_run: AtomicBool::new(true),
         })));
         Ok(())
     }

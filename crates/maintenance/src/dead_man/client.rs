@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::wire::{Reply, Request};
-use super::{DeadManError, Guarded};
+use super::{DeadManError, Freed, Guarded};
 use crate::time::Mono;
 
 /// A connection to a running dead-man.
@@ -53,11 +53,11 @@ impl Client {
         }
     }
 
-    /// Guards them no longer and tells which of them had to be freed, and how.
+    /// Guards them no longer and tells which of them had to be freed, how and when.
     ///
     /// # Errors
     /// [`DeadManError`] when it does not answer.
-    pub async fn disarm(&mut self, vms: Vec<VmName>) -> Result<BTreeMap<VmName, String>, DeadManError> {
+    pub async fn disarm(&mut self, vms: Vec<VmName>) -> Result<BTreeMap<VmName, Freed>, DeadManError> {
         match self.ask(&Request::Disarm { vms }).await? {
             Reply::Disarmed { fired } => Ok(fired),
             other => Err(unexpected(other)),

@@ -15,7 +15,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::wire::{Reply, Request};
-use super::{Decision, Guarded, Vmm, Watch, decide};
+use super::{Decision, Freed, Guarded, Vmm, Watch, decide};
 use crate::authority::Authority;
 use crate::id::MaintenanceId;
 use crate::journal::Journal;
@@ -267,7 +267,7 @@ impl DeadMan {
         match done {
             Ok(how) => {
                 tracing::warn!(vm = %vm.vm, how, "freed");
-                self.watch.freed(&vm.vm, how.to_owned());
+                self.watch.freed(&vm.vm, Freed { how: how.to_owned(), at: mono_now() });
             }
             Err(error) => {
                 // It stays armed and due, so it is tried again at once and for ever: there is nothing better to do.

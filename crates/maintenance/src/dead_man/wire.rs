@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fermata_model::VmName;
 use serde::{Deserialize, Serialize};
 
-use super::Guarded;
+use super::{Freed, Guarded};
 use crate::time::Mono;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,9 +23,9 @@ pub(super) enum Request {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reply {
     Armed,
-    /// Which of them had to be freed, and how.
+    /// Which of them had to be freed, how and when.
     Disarmed {
-        fired: BTreeMap<VmName, String>,
+        fired: BTreeMap<VmName, Freed>,
     },
     Exiting,
     Refused {

@@ -1,5 +1,6 @@
 //! What the core asks the shell to do, and what the shell answers.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -195,6 +196,9 @@ pub enum Evidence {
     DeadMan {
         /// It had to act.
         fired: bool,
+        /// When it let which VM run. Entries of an earlier version have none.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        freed: BTreeMap<VmName, Mono>,
     },
     /// `Run`: the end of what the step printed.
     Output {
@@ -229,6 +233,8 @@ pub enum FailureKind {
     Interrupted,
     /// The VMM that should run is dead: the VM's memory is lost.
     VmmDead,
+    /// `Resume` after a hand over: the new VMM is dead for certain and the VM never ran in it, so the old one may have it back.
+    NeverRan,
     /// The vault has nothing for this VM: its memory is lost.
     MemoryGone,
 }

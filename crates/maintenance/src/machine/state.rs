@@ -104,6 +104,16 @@ pub struct VmState {
     pub(super) armed_at: Option<Mono>,
     /// Whether it went down was never confirmed.
     pub(super) maybe_up: bool,
+    /// Found running, and whether it stood before was never answered.
+    pub unsure: Option<Unsure>,
+}
+
+/// A pause that may have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unsure {
+    pub(super) since: Now,
+    /// It was no longer than this.
+    pub at_most: Duration,
 }
 
 /// Where a VM stands.
@@ -213,6 +223,7 @@ impl State {
                 armed: false,
                 armed_at: None,
                 maybe_up: false,
+                unsure: None,
             };
             (plan.vm.clone(), state)
         };
@@ -394,7 +405,8 @@ impl State {
             (Op::PublishStarted, _) => self.lead_until = Some(at.mono.after(self.order.gate.lead)),
             (Op::Preflight, Evidence::Preflight { choice }) => self.compare(act, choice),
             (Op::Preflight, _) => self.fail(Some(act), "preflight answered without facts".to_owned(), false),
-            (Op::DisarmDeadMan, Evidence::DeadMan { fired: true }) => {
+            (Op::DisarmDeadMan, Evidence::DeadMan { fired: true, freed }) => {
+                self.count_freed(freed);
                 self.fail(Some(act), "the dead-man had to resume VMs: the agent did not in time".to_owned(), false);
             }
             (Op::Run { section: Section::Undo, index }, _) => {
@@ -417,12 +429,17 @@ impl State {
             }
             (Op::Restore, VmPhase::Carried { since }) => vm.phase = VmPhase::Paused { since: *since },
             (Op::Resume | Op::TakeBack, VmPhase::Pausing { since } | VmPhase::Paused { since }) => {
+                let since = *since;
                 // The monotonic clock began anew with the kernel.
                 let bound = if crossed { at.wall.since(since.wall) } else { at.mono.since(since.mono) };
                 let pause = match evidence {
                     Evidence::ResumedAfter { blackout } => Some(*blackout),
-                    // It never stopped, or an earlier attempt whose answer was lost let it run.
-                    Evidence::Resumed { at: None } if matches!(vm.phase, VmPhase::Pausing { .. }) => None,
+                    // It never stopped, or the dead-man let it run and tells when ([`Op::DisarmDeadMan`]), or an act whose
+                    // answer was lost did.
+                    Evidence::Resumed { at: None } if matches!(vm.phase, VmPhase::Pausing { .. }) => {
+                        vm.unsure = Some(Unsure { since, at_most: bound });
+                        None
+                    }
                     Evidence::Resumed { at: None } => Some(bound),
                     // Without both time stamps the agent's own bracket around the acts stands: never too short.
                     Evidence::Resumed { at: Some(at) } => Some(vm.stopped.map_or(bound, |stopped| at.since(stopped))),
@@ -457,6 +474,17 @@ impl State {
         }
     }
 
+    /// VMs that the dead-man let run and that nobody saw stand: from when they may have stood until it let them run.
+    fn count_freed(&mut self, freed: &BTreeMap<VmName, Mono>) {
+        for (name, at) in freed {
+            let Some(vm) = self.vms.get_mut(name) else { continue };
+            if let Some(unsure) = vm.unsure.take() {
+                vm.pauses.push(at.since(unsure.since.mono));
+                vm.pauses_began.push(None);
+            }
+        }
+    }
+
     fn failed(&mut self, act: &ActId, failure: &Failure) {
         let text = failure.text.clone();
         match act.op {
@@ -480,7 +508,7 @@ impl State {
                 self.fail(Some(act), text.clone(), false);
             }
             Op::Restart if act.attempt >= ATTEMPTS => self.fail(Some(act), text.clone(), false),
-            Op::Resume | Op::TakeBack if failure.kind == FailureKind::VmmDead => {
+            Op::Resume | Op::TakeBack if matches!(failure.kind, FailureKind::VmmDead | FailureKind::NeverRan) => {
                 self.fail(Some(act), text.clone(), false);
             }
             Op::SetClock
@@ -499,6 +527,8 @@ impl State {
         }
         let Some(vm) = act.vm.as_ref().and_then(|vm| self.vms.get_mut(vm)) else { return };
         match (act.op, failure.kind) {
+            // The one way back over the point of no return: nothing of the VM is newer than what the old VMM has.
+            (Op::Resume, FailureKind::NeverRan) => vm.owner = Owner::Old,
             (Op::Resume | Op::TakeBack, FailureKind::VmmDead) => vm.phase = VmPhase::Lost { reason: text },
             // It may be down already, or go down any moment: it is to be looked after, not assumed to run.
             (Op::ShutDown, _) => {

@@ -63,6 +63,13 @@ impl fmt::Display for VmReport {
         if let Some(note) = &self.note {
             writeln!(f, "    note     {note}")?;
         }
+        if let Some(at_most) = self.may_have_stood {
+            writeln!(
+                f,
+                "    unsure   may have stood for up to {}: what was to stop it never answered",
+                human(at_most)
+            )?;
+        }
         if self.host_blackouts.is_empty() {
             return Ok(());
         }

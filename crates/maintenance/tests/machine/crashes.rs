@@ -40,6 +40,7 @@ blows! {
     swap_survives_a_long_full_disk: SWAP, Blow::DiskFull(Duration::from_secs(90));
     swap_survives_an_abort: SWAP, Blow::Abort;
     swap_survives_the_death_of_a_vm: SWAP, Blow::VmDies(0);
+    swap_survives_the_death_of_a_new_vmm: SWAP, Blow::SuccessorDies(0);
     hold_survives_the_agents_death: HOLD, Blow::AgentDies;
     hold_survives_a_stuck_agent: HOLD, Blow::AgentStuck(Duration::from_secs(60));
     hold_survives_a_power_cut: HOLD, Blow::PowerCut;

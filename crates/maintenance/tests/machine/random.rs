@@ -16,6 +16,7 @@ fn blow() -> impl Strategy<Value = Blow> {
         (1u64..90_000).prop_map(|ms| Blow::AgentStuck(Duration::from_millis(ms))),
         (1u64..20_000).prop_map(|ms| Blow::DiskFull(Duration::from_millis(ms))),
         (0usize..3).prop_map(Blow::VmDies),
+        (0usize..3).prop_map(Blow::SuccessorDies),
     ]
 }
 
@@ -52,7 +53,7 @@ proptest! {
     ) {
         let budget = if update == KERNEL || update == REBOOT { 30_000 } else { 5_000 };
         let world = World::new(update, vms, budget, seed);
-        let blows = blows.into_iter().filter(|(_, blow)| !matches!(blow, Blow::VmDies(index) if *index >= vms));
+        let blows = blows.into_iter().filter(|(_, blow)| !matches!(blow, Blow::VmDies(index) | Blow::SuccessorDies(index) if *index >= vms));
         let blows: std::collections::BTreeMap<_, _> = blows.collect();
         let mut count = 0;
         let fault = |act: &Act, _: &World| {

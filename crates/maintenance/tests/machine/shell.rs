@@ -63,6 +63,13 @@ pub(crate) fn run(
                     world.vm_dies(&name);
                     inputs.push(Input::VmGone { vm: name, reason: "powered off by its guest".to_owned() });
                 }
+                Blow::SuccessorDies(index) => {
+                    let name = vm_name(index);
+                    // One that runs the VM is its VMM.
+                    if world.vms[&name].new.alive && !world.vms[&name].new.running {
+                        world.successor_dies(&name);
+                    }
+                }
             }
         }
         disk.full = full_until.is_some_and(|until| world.now < until);
@@ -224,6 +231,14 @@ impl Run {
                 "every pause has its place, or says that it has none"
             );
             let vm = &self.world.vms[&told.vm];
+            let pauses = told.host_blackouts.iter().map(|pause| pause.0).chain(told.may_have_stood);
+            let longest = pauses.max().map_or(0, |pause| pause.as_micros());
+            assert!(
+                vm.died || vm.started_anew || longest >= u128::from(vm.longest_pause),
+                "P10: {} stood for {} us and is told {longest} us",
+                told.vm,
+                vm.longest_pause
+            );
             match &told.end {
                 VmEnd::Untouched | VmEnd::AsBefore | VmEnd::Updated => {
                     assert!(vm.died || (vm.running() && !vm.started_anew), "{} is told {:?}", told.vm, told.end);

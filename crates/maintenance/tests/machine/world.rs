@@ -80,6 +80,8 @@ pub(crate) enum Blow {
     Abort,
     /// This VM (by index) ends by itself.
     VmDies(usize),
+    /// The VMM that shall take this VM (by index) over ends by itself.
+    SuccessorDies(usize),
 }
 
 #[derive(Debug, Clone, Default)]
@@ -95,6 +97,8 @@ pub(crate) struct Vm {
     pub(crate) new: Vmm,
     /// The new one executed guest code: the old one's memory is history.
     pub(crate) new_ran: bool,
+    /// As far as the agent that lives now can tell: one that was started since can not.
+    pub(crate) may_have_run: bool,
     pub(crate) saved: bool,
     pub(crate) started_anew: bool,
     pub(crate) died: bool,
@@ -138,6 +142,7 @@ pub(crate) struct World {
     flights: Vec<(u64, Flight)>,
     dead_man: BTreeMap<Option<VmName>, u64>,
     pub(crate) dead_man_fired: bool,
+    freed: BTreeMap<VmName, Mono>,
     pub(crate) order: Order,
     update: Update,
     facts: (HostFacts, Vec<VmFacts>),
@@ -210,6 +215,7 @@ impl World {
                 old: running.clone(),
                 new: Vmm::default(),
                 new_ran: false,
+                may_have_run: false,
                 saved: false,
                 started_anew: false,
                 died: false,
@@ -232,6 +238,7 @@ impl World {
             flights: Vec::new(),
             dead_man: BTreeMap::new(),
             dead_man_fired: false,
+            freed: BTreeMap::new(),
             order,
             update,
             facts,
@@ -299,12 +306,20 @@ impl World {
     fn let_new_run(&mut self, name: &VmName) -> Result<(), Failure> {
         let vm = self.vms.get_mut(name).unwrap();
         if !vm.new.alive {
+            if !vm.may_have_run {
+                return Err(Failure { kind: FailureKind::NeverRan, text: "the new VMM is dead".to_owned() });
+            }
+            // As the real one: a VMM whose picture of the VM may be history never runs it again.
+            vm.old = Vmm::default();
+            vm.died = true;
+            vm.stopped_at = None;
             return Err(Failure { kind: FailureKind::VmmDead, text: "the VMM is dead".to_owned() });
         }
         assert!(vm.new.loaded, "the new VMM of {name} would run without the VM's state");
         assert!(!vm.old.running, "P1: the new VMM of {name} would run beside the old one");
         vm.new.running = true;
         vm.new_ran = true;
+        vm.may_have_run = true;
         self.runs(name);
         Ok(())
     }
@@ -419,25 +434,30 @@ impl World {
                 Op::StartNew => {
                     assert!(!vm.new_ran);
                     vm.new = Vmm { alive: true, running: false, loaded: false };
+                    vm.may_have_run = false;
                 }
                 Op::HandOver => {
                     if !vm.old.alive || !vm.new.alive {
                         return Err(dead());
                     }
                     vm.new.loaded = true;
-                    return Ok(Evidence::Stopped { at: Wall(wall.0 - 1_000) });
+                    let stopped = vm.stopped_at.map_or(wall, |at| Wall(WALL + at - START));
+                    return Ok(Evidence::Stopped { at: stopped });
                 }
+                // As the real one: a VMM that runs already has no event to tell.
                 Op::Resume => {
+                    let at = (!vm.running()).then_some(wall);
                     match owner {
                         Owner::Old => self.let_old_run(name)?,
                         Owner::New => self.let_new_run(name)?,
                     }
-                    return Ok(Evidence::Resumed { at: Some(wall) });
+                    return Ok(Evidence::Resumed { at });
                 }
                 Op::TakeBack => {
+                    let at = (!vm.running()).then_some(wall);
                     vm.new = Vmm::default();
                     self.let_old_run(name)?;
-                    return Ok(Evidence::Resumed { at: Some(wall) });
+                    return Ok(Evidence::Resumed { at });
                 }
                 Op::DiscardNew => {
                     assert!(!vm.new_ran, "P1: VM {name} would lose its memory");
@@ -491,7 +511,11 @@ impl World {
             }
             Op::DisarmDeadMan => {
                 self.dead_man.remove(&name);
-                return Ok(Evidence::DeadMan { fired: self.dead_man_fired });
+                let freed = match &act.id.vm {
+                    Some(vm) => self.freed.remove_entry(vm).into_iter().collect(),
+                    None => std::mem::take(&mut self.freed),
+                };
+                return Ok(Evidence::DeadMan { fired: self.dead_man_fired, freed });
             }
             Op::CheckKernel if self.host != Effect::Changed => return Err(Failure::new("still the old kernel")),
             Op::KillStep => self.step_running = None,
@@ -566,6 +590,9 @@ impl World {
 
     pub(crate) fn agent_dies(&mut self) {
         self.note("the agent dies".to_owned());
+        for vm in self.vms.values_mut() {
+            vm.may_have_run = true;
+        }
         let mut rng = self.rng;
         self.flights.retain_mut(|(_, flight)| {
             if flight.act.id.op == Op::Jump {
@@ -587,6 +614,11 @@ impl World {
         vm.new = Vmm::default();
         vm.died = true;
         vm.stopped_at = None;
+    }
+
+    pub(crate) fn successor_dies(&mut self, name: &VmName) {
+        self.note(format!("the new VMM of VM {name} ends by itself"));
+        self.vms.get_mut(name).unwrap().new = Vmm::default();
     }
 
     /// The dead-man's own rule: the agent dies first, then the owner named by the journal runs.
@@ -617,13 +649,17 @@ impl World {
             self.flights.retain(|(_, flight)| flight.act.id.vm.as_ref() != Some(&name));
             self.note(format!("the dead-man frees VM {name}"));
             let done = match owners.get(&name) {
+                // Left to the agent: it may not know better, but it can tell.
+                Some(Owner::New) if !self.vms[&name].new.alive => continue,
                 Some(Owner::New) => self.let_new_run(&name),
                 _ => {
                     self.vms.get_mut(&name).unwrap().new = Vmm::default();
                     self.let_old_run(&name)
                 }
             };
-            if done.is_err() {
+            if done.is_ok() {
+                self.freed.insert(name.clone(), Mono(self.now));
+            } else {
                 assert!(self.vms[&name].died || !self.vms[&name].old.alive, "the dead-man could not free VM {name}");
             }
         }
