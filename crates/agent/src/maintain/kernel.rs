@@ -18,7 +18,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Maintain, time, way_back};
+use super::{Maintain, modules, time, way_back};
 use crate::vms::Vms;
 use crate::{first, jumped};
 
@@ -71,8 +71,11 @@ pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
     let kernel = change(state)?.clone();
     let (config, boot) = (shell.vms.config().clone(), shell.vms.boot());
     let vault = shell.vms.vaults().device(shell.vms.vaults().kind()).map(Path::to_owned);
+    let mut files = vec![config.state_dir.clone(), config.launcher.clone()];
+    let running = shell.vms.running().await.map_err(|error| Failure::new(crate::chain(&error)))?;
+    files.extend(running.iter().flat_map(|(vm, _)| &vm.disks).map(|disk| disk.path.clone()));
     blocking(move || {
-        let mut target = Target::of(&kernel, vault.as_deref(), boot)?;
+        let mut target = Target::of(&kernel, vault.as_deref(), &files, boot)?;
         target.cmdline = first::with_word(&target.cmdline, first::possible(&config));
         kexec::load(&target.image, target.initrd.as_deref(), &target.cmdline).map_err(|e| e.to_string())?;
         way_back::note(&config, &target.release, boot)?;
@@ -103,15 +106,12 @@ struct Target {
 }
 
 impl Target {
-    fn of(kernel: &KernelChange, vault: Option<&Path>, boot: Uuid) -> Result<Self, String> {
+    fn of(kernel: &KernelChange, vault: Option<&Path>, files: &[PathBuf], boot: Uuid) -> Result<Self, String> {
         let release = kexec::release_of(&kernel.image).map_err(|e| e.to_string())?;
         let running = std::fs::read_to_string("/proc/cmdline").map_err(|e| format!("/proc/cmdline: {e}"))?;
         let cmdline = cmdline(running.trim(), kernel.cmdline.as_deref(), vault.is_some())?;
         let cmdline = jumped::with_word(&cmdline, boot);
-        let modules = Path::new("/lib/modules").join(&release);
-        if !modules.is_dir() {
-            return Err(format!("{} is not there; install the modules of kernel {release}", modules.display()));
-        }
+        modules::check(&release, vault.is_some(), files)?;
         let initrd = kernel.initrd.clone().or_else(|| {
             let usual = kernel.image.with_file_name(format!("initrd.img-{release}"));
             usual.is_file().then_some(usual)

@@ -16,6 +16,7 @@ mod dead_man;
 mod facts;
 mod halt;
 mod kernel;
+pub(crate) mod modules;
 mod steps;
 mod time;
 mod way_back;

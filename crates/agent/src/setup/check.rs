@@ -1,12 +1,12 @@
 //! What a host has, and lacks, for changing its kernel under VMs.
 
 use std::fs;
-use std::path::Path;
 
 use fermata_vault::memory::Kind;
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::maintain::modules::names;
 use crate::vaults::MODULES;
 
 /// One thing that was looked at.
@@ -109,13 +109,8 @@ fn of_cmdline(cmdline: &str) -> Vec<Finding> {
 }
 
 fn missing_modules(listed: &str) -> Vec<&'static str> {
-    let has = |module: &str| {
-        listed
-            .lines()
-            .filter_map(|line| Path::new(line.split(':').next()?.trim()).file_name()?.to_str())
-            .any(|file| file.split('.').next().is_some_and(|name| name.replace('-', "_") == module))
-    };
-    MODULES.into_iter().filter(|module| !has(module)).collect()
+    let there = names(listed);
+    MODULES.into_iter().filter(|module| !there.contains(*module)).collect()
 }
 
 #[cfg(test)]
