@@ -54,6 +54,14 @@ pub struct Order {
     pub vms: Vec<VmPlan>,
     /// When it may begin.
     pub gate: Gate,
+    /// How many VMs are restored at once after a change of the kernel, the most urgent first. More at once than the host has
+    /// processors for would make every one as late as the last.
+    #[serde(default = "all_at_once")]
+    pub restores_at_once: usize,
+}
+
+const fn all_at_once() -> usize {
+    usize::MAX
 }
 
 /// Why there is no order.
@@ -99,7 +107,21 @@ impl Order {
             let allowed = update.harshest;
             return Err(OrderError::TooHarsh { update: update.id.to_string(), needed, allowed });
         }
-        Ok(Self { id, update, vms: choice.plans, gate })
+        Ok(Self { id, update, vms: choice.plans, gate, restores_at_once: all_at_once() })
+    }
+
+    /// The same for a host that restores no more than so many VMs at once.
+    #[must_use]
+    pub fn restoring_at_once(self, restores: usize) -> Self {
+        Self { restores_at_once: restores.max(1), ..self }
+    }
+
+    /// The VMs, those first that allow the shortest pause.
+    #[must_use]
+    pub fn by_urgency(&self) -> Vec<&VmPlan> {
+        let mut plans: Vec<&VmPlan> = self.vms.iter().collect();
+        plans.sort_by_key(|plan| plan.budget.duration());
+        plans
     }
 
     /// How the update reaches this host.

@@ -203,7 +203,9 @@ impl Maintain {
         }
         update.harshest = terms.harshest.map_or(update.harshest, |harshest| harshest.min(update.harshest));
         let gate = announce::gate(self, now.wall.after(update.notice));
-        let order = Order::new(id.clone(), update, choice, gate)?;
+        // One more than processors: while one waits for its disk, another can work.
+        let restores = std::thread::available_parallelism().map_or(1, usize::from) + 1;
+        let order = Order::new(id.clone(), update, choice, gate)?.restoring_at_once(restores);
         if let Some(active) = self.active() {
             return Err(MaintainError::Busy(active.id));
         }

@@ -40,7 +40,8 @@ pub enum Entry {
         result: ActResult,
     },
     /// Intent: who may run the vCPUs of a VM from here on. Besides this only a jump changes it, together with the kernel
-    /// ([`Entry::Restarted`] in the new boot).
+    /// ([`Entry::Restarted`] in the new boot), and a new VMM that is known to have ended before the VM ran in it
+    /// ([`super::FailureKind::NeverRan`]).
     Owner {
         /// The VM.
         vm: VmName,

@@ -337,15 +337,23 @@ impl State {
         if entries.is_empty() && !waiting && !open { self.go_back() } else { entries }
     }
 
-    /// In the new kernel: each VM as soon as it can, none waits for another.
+    /// In the new kernel: the most urgent VMs first, as many at once as the host has processors for. None waits for one that does
+    /// not load: between two tries of one, others begin.
     fn beyond(&self, now: Now) -> Vec<Entry> {
         let mut entries = Vec::new();
         let mut open = false;
-        for (name, vm) in &self.vms {
+        let under_way = self.pending.keys().filter(|(_, op)| *op == Op::Restore).count();
+        let mut room = self.order.restores_at_once.saturating_sub(under_way);
+        for name in self.order.by_urgency().into_iter().map(|plan| &plan.vm) {
+            let Some(vm) = self.vms.get(name) else { continue };
             match &vm.phase {
                 VmPhase::Carried { .. } => {
                     open = true;
-                    entries.extend(self.begin(Some(name), Op::Restore, now.mono.after(patience(Op::Restore)), now));
+                    if room > 0 {
+                        let begun = self.begin(Some(name), Op::Restore, now.mono.after(patience(Op::Restore)), now);
+                        room -= usize::from(!begun.is_empty());
+                        entries.extend(begun);
+                    }
                 }
                 VmPhase::Paused { .. } => {
                     open = true;

@@ -175,6 +175,29 @@ fn a_vm_whose_state_does_not_load_is_kept_and_told() {
 }
 
 #[test]
+fn the_most_urgent_vms_are_restored_first_and_no_more_at_once_than_the_host_can() {
+    let mut world = World::new(KERNEL, 4, 30_000, 7);
+    for (plan, ms) in world.order.vms.iter_mut().zip([30_000_u64, 29_000, 29_500, 28_500]) {
+        plan.budget = ms.try_into().unwrap();
+    }
+    world.order = world.order.clone().restoring_at_once(2);
+    let run = run(world, |_, _| Fault::Works, |_, _| Blow::Nothing);
+    run.check(false);
+    assert_eq!(run.state.outcome, Some(Outcome::Done));
+    let order: Vec<_> = began(&run).into_iter().filter(|act| act.starts_with("restore")).collect();
+    assert_eq!(order, ["vm-3", "vm-1", "vm-2", "vm-0"].map(|vm| format!("restore of VM {vm}")));
+    let mut at_once = 0_i32;
+    for stamped in &run.disk.entries {
+        at_once += match &stamped.entry {
+            Entry::Began(act) if act.id.op == Op::Restore => 1,
+            Entry::Ended { act, .. } if act.op == Op::Restore => -1,
+            _ => 0,
+        };
+        assert!(at_once <= 2, "{at_once} at once");
+    }
+}
+
+#[test]
 fn a_dead_man_that_had_to_be_started_is_armed_again_so_that_the_pause_has_its_whole_budget() {
     for update in [SWAP, HOLD] {
         let fault = |act: &Act, _: &World| {
