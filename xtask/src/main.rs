@@ -129,6 +129,12 @@ enum Faults {
         /// One step, such as "hand over".
         #[arg(long)]
         step: Option<String>,
+        /// One fault, as the table names it, such as "power cut".
+        #[arg(long)]
+        fault: Option<String>,
+        /// Leave out what an earlier run found whole.
+        #[arg(long = "continue")]
+        go_on: bool,
         /// No case begins after this many minutes.
         #[arg(long, default_value_t = 120)]
         minutes: u64,
@@ -141,6 +147,9 @@ enum Faults {
         /// One fault, as the table names it, such as "a disk is missing".
         #[arg(long)]
         fault: Option<String>,
+        /// Leave out what an earlier run found whole.
+        #[arg(long = "continue")]
+        go_on: bool,
         /// No case begins after this many minutes.
         #[arg(long, default_value_t = 120)]
         minutes: u64,
@@ -193,17 +202,16 @@ fn run() -> Result<()> {
         Task::Bench(Bench::Kexec { quick }) => {
             kexecs::bench::run(&if quick { kexecs::bench::Plan::quick() } else { kexecs::bench::Plan::full() })
         }
-        Task::Faults(Faults::Swap { short, step, minutes }) => {
+        Task::Faults(Faults::Swap { short, step, fault, go_on, minutes }) => {
             let (steps, all) =
                 if short { (&faults::SHORT[..], &Fault::SHORT[..]) } else { (&faults::STEPS[..], &Fault::ALL[..]) };
             let one = step.as_deref().map(|step| [step]);
-            faults::run(one.as_ref().map_or(steps, |one| one), all, Duration::from_secs(minutes * 60))
+            let wanted = named(all, fault.as_deref())?;
+            faults::run(one.as_ref().map_or(steps, |one| one), &wanted, go_on, Duration::from_secs(minutes * 60))
         }
-        Task::Faults(Faults::Kexec { step, fault, minutes }) => {
-            let all = kexecs::faults::Fault::ALL.into_iter();
-            let wanted: Vec<_> = all.filter(|one| fault.as_ref().is_none_or(|name| *name == one.to_string())).collect();
-            anyhow::ensure!(!wanted.is_empty(), "no fault has this name; use one of {}", kexecs::faults::names());
-            kexecs::faults::run(&wanted, step.as_deref(), Duration::from_secs(minutes * 60))
+        Task::Faults(Faults::Kexec { step, fault, go_on, minutes }) => {
+            let wanted = named(&kexecs::faults::Fault::ALL, fault.as_deref())?;
+            kexecs::faults::run(&wanted, step.as_deref(), go_on, Duration::from_secs(minutes * 60))
         }
         Task::Bench(Bench::Planner) => fleet::bench(),
         Task::Sim { campaigns, seed } => fleet::sim(campaigns, seed),
@@ -211,4 +219,12 @@ fn run() -> Result<()> {
         Task::Clients => imds::clients(),
         Task::Deny => checks::deny(),
     }
+}
+
+/// All faults, or the one of that name.
+fn named<F: Copy + std::fmt::Display>(all: &[F], name: Option<&str>) -> anyhow::Result<Vec<F>> {
+    let wanted: Vec<F> = all.iter().copied().filter(|one| name.is_none_or(|name| name == one.to_string())).collect();
+    let names: Vec<String> = all.iter().map(|one| format!("{:?}", one.to_string())).collect();
+    anyhow::ensure!(!wanted.is_empty(), "no fault has this name; use one of {}", names.join(", "));
+    Ok(wanted)
 }

@@ -30,12 +30,14 @@
 //! | [`package`] | the Debian package |
 //! | [`paths`] | where everything lies |
 //! | [`network`] | the switch between hosts |
+//! | `cases` | what was tried under faults and what came of it |
 //! | [`kexecs`] | kernels of hosts that change under such guests |
 //! | [`swaps`] | VMMs that change under guests which notice everything |
 //!
 //! Everything here blocks; a test that is asynchronous calls it from a blocking thread.
 
 pub mod artifact;
+mod cases;
 pub mod command;
 mod debian;
 pub mod fault;

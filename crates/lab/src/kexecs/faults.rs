@@ -9,22 +9,22 @@
 //! The agent halts by itself at a step it has just written down (`FERMATA_HALT_AT`).
 
 use std::{
-    fmt, fs,
+    fmt,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use fermata_probe::clock::Clocks;
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::change;
 use crate::{
+    cases::{self, Book},
     host::Host,
     lab::Lab,
-    paths,
     spec::{HostSpec, Kernel, LabSpec},
-    swaps::{faults::keep_evidence, guest::Guest},
+    swaps::guest::Guest,
 };
 
 /// The steps at which agents and hosts die; what comes after `jump` happens in the new kernel.
@@ -48,7 +48,7 @@ pub const STEPS: [&str; 16] = [
 ];
 
 /// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// `kill -9` of the agent.
@@ -122,14 +122,8 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The names of all faults, for people.
-#[must_use]
-pub fn names() -> String {
-    Fault::ALL.map(|fault| format!("{:?}", fault.to_string())).join(", ")
-}
-
 /// What came of one case.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Case {
     /// Where.
     pub step: String,
@@ -168,61 +162,56 @@ impl Case {
     }
 }
 
-/// Runs cases on a host of its own, prints a table and writes `target/bench/faults-kexec.json` after each.
+impl cases::Case for Case {
+    fn key(&self) -> (String, String) {
+        (self.step.clone(), self.fault.to_string())
+    }
+
+    fn broken(&self) -> &[String] {
+        &self.broken
+    }
+}
+
+/// Runs cases on a host of its own, prints a table and writes `target/bench/faults-kexec.json` after each. With `go_on` those that an
+/// earlier run found whole are not tried again.
 ///
 /// # Errors
 /// The lab does not come up, or a case was broken: the table says which.
-pub fn run(faults: &[Fault], step: Option<&str>, limit: Duration) -> Result<()> {
-    let began = Instant::now();
+pub fn run(faults: &[Fault], step: Option<&str>, go_on: bool, limit: Duration) -> Result<()> {
+    let mut book = Book::open("kexec", go_on)?;
     let mut spec = LabSpec::new("faults-kexec", 1);
     spec.hosts[0] = HostSpec { memory_mib: 2560, ..HostSpec::default() }.with_vault(1024);
     let lab = Lab::up(&spec)?;
-    let host = lab.host(1);
-    let mut cases = Vec::new();
-    let mut cut = None;
+    let cut = all(lab.host(1), faults, step, limit, &mut book).err().map(|error| format!("{error:#}"));
+    lab.down()?;
+    book.close(table, cut)
+}
+
+fn all(host: &Host, faults: &[Fault], step: Option<&str>, limit: Duration, book: &mut Book<Case>) -> Result<()> {
+    let began = Instant::now();
     let mut bed = None;
-    'all: for fault in faults {
+    for fault in faults {
         for at in fault.steps().iter().filter(|at| step.is_none_or(|step| step == **at)) {
+            if book.has(at, &fault.to_string()) {
+                continue;
+            }
             if began.elapsed() > limit {
-                cut = Some(format!("time was up after {} min", limit.as_secs() / 60));
-                break 'all;
+                bail!("time was up after {} min", limit.as_secs() / 60);
             }
             let made = match bed.take() {
                 Some(bed) => Ok(bed),
                 None => Bed::make(host),
             };
-            let case = made.and_then(|made| bed.insert(made).case(at, *fault));
-            let (case, ended) = match case {
-                Ok(case) => (case, true),
-                Err(error) => (Case::that_did_not_end(at, *fault, &error), false),
-            };
-            let said = if case.broken.is_empty() { "whole".to_owned() } else { case.broken.join("; ") };
-            eprintln!(
-                "[{:>5.0} s] {fault} at {at}: {said} ({}, {})",
-                began.elapsed().as_secs_f64(),
-                case.outcome,
-                case.ends.join(", ")
-            );
-            if !case.broken.is_empty() {
-                keep_evidence(host, "kexec", at, *fault);
+            let tried = made.and_then(|made| bed.insert(made).case(at, *fault));
+            let ended = tried.is_ok();
+            let case = tried.unwrap_or_else(|error| Case::that_did_not_end(at, *fault, &error));
+            book.add(host, began.elapsed(), case)?;
+            if !ended {
+                renew(host, &mut bed).with_context(|| format!("after {fault} at {at}"))?;
             }
-            cases.push(case);
-            if !ended && let Err(error) = renew(host, &mut bed) {
-                cut = Some(format!("after {fault} at {at}: {error:#}"));
-                break 'all;
-            }
-            write(&cases, cut.as_deref())?;
         }
     }
-    let file = write(&cases, cut.as_deref())?;
-    let broken = cases.iter().filter(|case| !case.broken.is_empty()).count();
-    println!("{}\n{} cases, {broken} broken; written to {file}", table(&cases), cases.len());
-    lab.down()?;
-    match (broken, cut) {
-        (0, None) => Ok(()),
-        (0, Some(cut)) => bail!("cut short: {cut}"),
-        (broken, _) => bail!("{broken} cases broken; see the table"),
-    }
+    Ok(())
 }
 
 /// A host that can be used again: booted anew, and told to halt nowhere.
@@ -239,16 +228,6 @@ fn renew(host: &Host, bed: &mut Option<Bed<'_>>) -> Result<()> {
         Some(bed) => bed.heal(),
         None => Ok(()),
     }
-}
-
-fn write(cases: &[Case], cut: Option<&str>) -> Result<String> {
-    let folder = paths::workspace().join("target/bench");
-    fs::create_dir_all(&folder)?;
-    let file = folder.join("faults-kexec.json");
-    let broken = cases.iter().filter(|case| !case.broken.is_empty()).count();
-    let summary = json!({"cases": cases.len(), "broken": broken, "cut_short": cut});
-    fs::write(&file, serde_json::to_vec_pretty(&json!({"cases": cases, "summary": summary}))?)?;
-    Ok(file.display().to_string())
 }
 
 /// The cases as a table in Markdown.

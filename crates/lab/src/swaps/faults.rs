@@ -9,16 +9,21 @@
 //! its step, such as a new VMM that is not there yet, is told as such and not counted as passed.
 
 use std::{
-    fmt, fs,
+    fmt,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{guest::Guest, measure};
-use crate::{host::Host, lab::Lab, paths, spec::LabSpec};
+use crate::{
+    cases::{self, Book},
+    host::Host,
+    lab::Lab,
+    spec::LabSpec,
+};
 
 /// The steps at which faults come; `after` is when the act is done and that is not written yet.
 pub const STEPS: [&str; 15] = [
@@ -48,7 +53,7 @@ const BUDGET: Duration = Duration::from_secs(15);
 const WHILE: u64 = 5;
 
 /// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// `kill -9` of the agent.
@@ -116,7 +121,7 @@ impl fmt::Display for Fault {
 }
 
 /// What came of one case.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Case {
     /// Where.
     pub step: String,
@@ -167,29 +172,31 @@ impl Case {
     }
 }
 
-/// Runs cases on a host of its own, prints a table and writes `target/bench/faults-swap.json`.
+impl cases::Case for Case {
+    fn key(&self) -> (String, String) {
+        (self.step.clone(), self.fault.to_string())
+    }
+
+    fn broken(&self) -> &[String] {
+        &self.broken
+    }
+
+    fn applied(&self) -> bool {
+        self.applied
+    }
+}
+
+/// Runs cases on a host of its own, prints a table and writes `target/bench/faults-swap.json`. With `go_on` those that an earlier run
+/// found whole are not tried again.
 ///
 /// # Errors
 /// The lab does not come up, or a case was broken: the table says which.
-pub fn run(steps: &[&str], faults: &[Fault], limit: Duration) -> Result<()> {
+pub fn run(steps: &[&str], faults: &[Fault], go_on: bool, limit: Duration) -> Result<()> {
+    let mut book = Book::open("swap", go_on)?;
     let lab = Lab::up(&LabSpec::new("faults-swap", 1))?;
-    let host = lab.host(1);
-    let (cases, cut) = all(host, steps, faults, limit);
-    let folder = paths::workspace().join("target/bench");
-    fs::create_dir_all(&folder)?;
-    let broken = cases.iter().filter(|case| !case.broken.is_empty()).count();
-    let hit = cases.iter().filter(|case| case.applied).count();
-    let summary = json!({"cases": cases.len(), "hit": hit, "broken": broken, "cut_short": cut});
-    let file = folder.join("faults-swap.json");
-    fs::write(&file, serde_json::to_vec_pretty(&json!({"cases": cases, "summary": summary}))?)?;
-    println!("{}", table(&cases));
-    println!("{hit} of {} cases had something to hit, {broken} broken; written to {}", cases.len(), file.display());
+    let cut = all(lab.host(1), steps, faults, limit, &mut book).err().map(|error| format!("{error:#}"));
     lab.down()?;
-    match (broken, cut) {
-        (0, None) => Ok(()),
-        (0, Some(cut)) => bail!("cut short: {cut}"),
-        (broken, _) => bail!("{broken} cases broken; see the table"),
-    }
+    book.close(table, cut)
 }
 
 /// The cases as a table in Markdown.
@@ -209,50 +216,37 @@ pub fn table(cases: &[Case]) -> String {
     text
 }
 
-/// Runs cases on a host; why it ended early, if it did.
-pub fn all(host: &Host, steps: &[&str], faults: &[Fault], limit: Duration) -> (Vec<Case>, Option<String>) {
+/// Runs cases on a host and returns them.
+///
+/// # Errors
+/// It ended early: time was up, or the host is no use any more.
+pub fn cases(host: &Host, steps: &[&str], faults: &[Fault], limit: Duration) -> Result<Vec<Case>> {
+    let mut book = Book::open("swap-test", false)?;
+    all(host, steps, faults, limit, &mut book)?;
+    Ok(book.into_cases())
+}
+
+fn all(host: &Host, steps: &[&str], faults: &[Fault], limit: Duration, book: &mut Book<Case>) -> Result<()> {
     let began = Instant::now();
-    let mut cases = Vec::new();
-    let mut bed = match Bed::make(host) {
-        Ok(bed) => bed,
-        Err(error) => return (cases, Some(format!("{error:#}"))),
-    };
+    let mut bed = Bed::make(host)?;
     for fault in faults {
         for step in steps.iter().filter(|step| fault.fits(step)) {
+            if book.has(step, &fault.to_string()) {
+                continue;
+            }
             if began.elapsed() > limit {
-                return (cases, Some(format!("time was up after {} min", limit.as_secs() / 60)));
+                bail!("time was up after {} min", limit.as_secs() / 60);
             }
-            let (case, whole) = match bed.case(step, *fault) {
-                Ok(case) => (case, true),
-                Err(error) => (Case::that_did_not_end(step, *fault, &error), false),
-            };
-            eprintln!(
-                "[{:>5.0} s] {fault} at {step}: {} ({} {})",
-                began.elapsed().as_secs_f64(),
-                case.verdict(),
-                case.outcome,
-                case.broken.join("; ")
-            );
-            if !case.broken.is_empty() {
-                keep_evidence(host, "swap", step, *fault);
-            }
-            cases.push(case);
-            if !whole && let Err(error) = bed.renew() {
-                return (cases, Some(format!("after {fault} at {step}: {error:#}")));
+            let tried = bed.case(step, *fault);
+            let ended = tried.is_ok();
+            let case = tried.unwrap_or_else(|error| Case::that_did_not_end(step, *fault, &error));
+            book.add(host, began.elapsed(), case)?;
+            if !ended {
+                bed.renew().with_context(|| format!("after {fault} at {step}"))?;
             }
         }
     }
-    (cases, None)
-}
-
-/// What is seen on a host after a broken case, for whoever looks into it.
-pub(crate) fn keep_evidence(host: &Host, what: &str, step: &str, fault: impl fmt::Display) {
-    let folder = paths::workspace().join("target/bench").join(format!("faults-{what}"));
-    let file = folder.join(format!("{fault} at {step}.log").replace(' ', "-"));
-    match fs::create_dir_all(&folder).and_then(|()| fs::write(&file, host.evidence())) {
-        Ok(()) => eprintln!("        what is seen on the host: {}", file.display()),
-        Err(error) => eprintln!("        what is seen on the host cannot be written to {}: {error}", file.display()),
-    }
+    Ok(())
 }
 
 /// Where the agent is told to halt: forgotten with the kernel, so that after a power cut it does not.
