@@ -1,95 +1,150 @@
-//! `cargo xtask demo`: a virtual host with a VM in it; the host's kernel is replaced under it, then its VMM, and what the VM felt.
+//! `cargo xtask demo`: a fleet of real hosts under real VMs, updated twice, and what each VM felt.
+//!
+//! ```text
+//!   host1: controller, agent, web-1 (set web, update domain 0)        its client approves events
+//!   host2:             agent, web-2 (set web, update domain 1)        its client only watches
+//!                             alone (no set, profile of Windows)      its client lets the notice run out
+//!   last host: not updated; the other end of all connections, and the clock that VMs are compared with
+//! ```
+//!
+//! First every host's QEMU is replaced under its VMs, then every host's kernel; one update domain at a time, because the
+//! rollout's plan says so and not because this program does.
 
-use std::time::{Duration, Instant};
+mod guests;
+mod story;
+
+use std::{fs, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use fermata_lab::{
-    Host, Kernel, Lab, LabSpec, guests,
-    kexecs::{change, measure},
-};
-use fermata_probe::report::Report;
-use serde_json::Value;
+use fermata_lab::{Host, Lab, LabSpec, fleet::Fleet, kexecs::change, kexecs::measure::Felt, paths, spec::Kernel};
+use serde::Serialize;
+use serde_json::json;
 
-/// The second update: another QEMU, at once.
-const NEWER_VMM: &str = "id = \"newer-qemu\"\ntitle = \"A newer QEMU under a running VM\"\nkind = \"vmm\"\nnotice_s = 0\n\
-                         [change]\nvmm = \"11.1\"\n";
+use guests::Member;
+use story::Story;
 
-/// Shows it; with `keep` the host goes on running.
-pub(crate) fn run(keep: bool) -> Result<()> {
-    let began = Instant::now();
-    let say = |what: &str| eprintln!("[{:>4.0} s] {what}", began.elapsed().as_secs_f64());
-    say(
-        "a virtual host: real Debian, systemd, two QEMU versions, two kernels, KVM inside; about three minutes from here",
-    );
-    let mut lab = Lab::up(&spec())?;
-    let host = lab.host(1);
-    host.wait_agent_ready(Duration::from_secs(120))?;
-    println!("{}", host.run("fermata host show")?);
-    say("a VM on the older QEMU; a program in it notes every pause, its memory and its clocks");
-    host.write("/root/guest.toml", &guests::small_spec("guest", 11, 256, "", ""))?;
-    println!("{}", host.run("fermata vm create --start /root/guest.toml")?);
-    let born = host.probe(11).wait_alive(120).context("the guest did not come to life")?;
-    let kernel = host.run("uname -r")?;
+/// How long guests are warned, in seconds: long enough to be seen to run out, short enough to be waited for.
+const NOTICE: u32 = 15;
 
-    say("first the host's own kernel is replaced under it, by kexec; its memory stays where it is");
-    let jumped = newer_kernel(host, &say)?;
+/// What one VM felt in one rollout.
+#[derive(Debug, Serialize)]
+struct Line {
+    rollout: &'static str,
+    host: String,
+    /// STOP to RESUME as its host measured it, in milliseconds.
+    host_blackout_ms: Option<f64>,
+    #[serde(flatten)]
+    felt: Felt,
+}
 
-    say("now its QEMU is replaced under it: rehearsal with a twin, then the pause");
-    host.write("/root/newer-qemu.toml", NEWER_VMM)?;
-    println!("{}", host.run("fermata update check /root/newer-qemu.toml")?);
-    println!("{}", host.run("fermata update apply /root/newer-qemu.toml")?);
-    let list: Value = serde_json::from_str(&host.run("fermata --json maintenance list")?)?;
-    let swap = list
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|one| one["id"].as_str().is_some_and(|id| id.contains("newer-qemu")));
-    let swap = swap.and_then(|one| one["id"].as_str()).context("the swap is in the list")?;
-    let swapped: Value = serde_json::from_str(&host.run(&format!("fermata --json maintenance show {swap}"))?)?;
-    let now = felt(host)?;
+/// Shows it. With `keep` the hosts go on running.
+pub(crate) fn run(hosts: usize, keep: bool) -> Result<()> {
+    ensure!((2..=4).contains(&hosts), "{hosts} hosts: use 2 to 4, each has an update domain of its own");
+    let mut story = Story::begin();
+    story.say(&format!(
+        "{hosts} virtual hosts and one beside them: real Debian, two QEMU versions, two kernels, KVM inside"
+    ));
+    let lab = Lab::up(&spec(hosts)).context("bring the hosts up")?;
+    story.say("a controller on host1; the hosts join it");
+    let mut fleet = Fleet::form(lab, hosts)?;
+    let peer_number = hosts + 1;
+    story.say("VMs: one of the set `web` on each host, and one alone with the profile of Windows");
+    fleet.json(&format!("set create web --update-domains {hosts} --recovery 0"))?;
+    let members = guests::start(&fleet, hosts, peer_number)?;
+    println!("{}", fleet.controller().run("fermata fleet list")?);
 
-    println!("{}", host.run("fermata vm list")?);
-    println!("kernel of the host   {} -> {}", kernel.trim(), host.run("uname -r")?.trim());
-    println!("boot id of the guest {} -> {}", born.boot_id, now.clocks.boot_id);
-    for (what, report) in [("another host kernel", &jumped), ("another QEMU", &swapped)] {
-        let stood = measure::host_blackout_ms(report, "guest").context("a VM that was updated was paused")?;
-        println!("{what:<20} the VM stood still for {stood:.0} ms, {}", report["vms"][0]["end"]["kind"]);
+    let image = change::image(fleet.controller(), Kernel::Backports)?;
+    let updates = [
+        ("qemu", "another QEMU", "kind = \"vmm\"\n[change]\nvmm = \"11.1\"\n".to_owned()),
+        ("kernel", "another host kernel", format!("kind = \"kernel\"\n[change]\nimage = \"{image}\"\n")),
+    ];
+    let kernels = kernels(&fleet, hosts)?;
+    let mut lines = Vec::new();
+    for (name, title, file) in updates {
+        story.say(&format!("rollout `{name}`: {title} under every VM, one update domain at a time"));
+        lines.extend(rollout(&mut story, &fleet, &members, name, &file)?);
     }
-    let memory = host.probe(11).verify_memory()?;
-    println!("memory of the guest  {} pages checked, {} wrong", memory.checked, memory.errors);
-    ensure!(born.boot_id == now.clocks.boot_id && memory.errors == 0, "the VM did not keep what it had");
+    story.say("what each VM felt");
+    for (host, before) in fleet.lab.hosts().iter().zip(&kernels) {
+        println!("kernel of {}: {before} -> {}", host.name, host.run("uname -r")?.trim());
+    }
+    table(&lines);
+    for member in &members {
+        println!("{} saw: {}", member.guest.name, member.saw(&fleet)?);
+    }
+    let kept = |line: &Line| line.felt.boot_id_kept && line.felt.memory_errors == 0 && line.felt.reconnects == 0;
+    let broken: Vec<&str> = lines.iter().filter(|line| !kept(line)).map(|line| line.felt.vm.as_str()).collect();
+    let file = paths::workspace().join("target/demo.json");
+    let took = story.elapsed().as_secs_f64();
+    fs::write(&file, serde_json::to_vec_pretty(&json!({"vms": lines, "took_s": took, "broken": broken}))?)?;
+    println!("the same for programs: {}", file.display());
     if keep {
-        lab.keep()?;
-        println!("try it yourself:\n  cargo xtask lab exec --name demo host1\n  cargo xtask lab down --name demo");
+        fleet.lab.keep()?;
+        println!(
+            "try it yourself:\n  cargo xtask lab exec --name demo host1\n    fermata rollout report kernel\n    \
+             fermata maintenance list\n    fermata vm list\n  cargo xtask lab down --name demo"
+        );
     } else {
-        lab.down()?;
-        say("all taken down; `cargo xtask demo --keep` leaves the host running");
+        fleet.lab.down()?;
+        story.say("all taken down; `cargo xtask demo --keep` leaves the hosts running");
     }
+    ensure!(broken.is_empty(), "not every VM kept what it had: {broken:?}");
     Ok(())
 }
 
-/// A host whose VMs' memory outlives its kernel.
-fn spec() -> LabSpec {
-    let mut spec = LabSpec::new("demo", 1);
-    spec.hosts[0].memory_mib = 2048;
-    spec.hosts[0] = spec.hosts[0].clone().with_vault(1024);
+/// Hosts whose VMs' memory outlives their kernel, and one for the other end of connections.
+fn spec(hosts: usize) -> LabSpec {
+    let mut spec = LabSpec::new("demo", hosts + 1);
+    for host in &mut spec.hosts[..hosts] {
+        host.memory_mib = 2048;
+        *host = host.clone().with_vault(1024);
+        host.imds = true;
+        host.files = vec![("/etc/sysctl.d/guests.conf".to_owned(), "net.ipv4.ip_forward = 1\n".to_owned())];
+    }
+    spec.hosts[hosts].memory_mib = 768;
+    spec.hosts[hosts].cpus = 1;
     spec
 }
 
-fn felt(host: &Host) -> Result<Report> {
-    let probe = host.probe(11);
-    probe.wait_alive(120).context("the guest does not answer any more")?;
-    probe.report()
+fn kernels(fleet: &Fleet, hosts: usize) -> Result<Vec<String>> {
+    let kernel = |host: &Host| host.run("uname -r").map(|text| text.trim().to_owned());
+    fleet.lab.hosts()[..hosts].iter().map(kernel).collect()
 }
 
-/// Applies the update and waits for its report, which the new kernel's agent writes.
-fn newer_kernel(host: &Host, say: &dyn Fn(&str)) -> Result<Value> {
-    let update = change::update(host, Kernel::Backports)?;
-    host.write("/root/newer-kernel.toml", &update)?;
-    println!("{}", host.run("fermata update check /root/newer-kernel.toml")?);
-    let report = change::apply(host, &update)?;
-    say("the new kernel is up");
-    let id = report["maintenance"].as_str().context("a report names its maintenance")?;
-    println!("{}", host.run(&format!("fermata maintenance show {id}"))?);
-    Ok(report)
+/// Plans it, starts it, shows what happens, and asks the VMs.
+fn rollout(story: &mut Story, fleet: &Fleet, members: &[Member], name: &'static str, file: &str) -> Result<Vec<Line>> {
+    let began = Instant::now();
+    fleet.plan(name, &format!("notice_s = {NOTICE}\n{file}"), &format!("--gate tcp:7072 --notice {NOTICE}"))?;
+    let before = guests::before(fleet, members)?;
+    fleet.json(&format!("rollout start {name} --reason demo"))?;
+    story.follow(fleet, name)?;
+    println!("{}", fleet.controller().run(&format!("fermata rollout report {name}"))?);
+    let clean = fleet.json(&format!("rollout check {name}"))?;
+    ensure!(
+        clean["clean"] == true,
+        "an independent look at the log found two update domains touched together: {clean:#}"
+    );
+    story.say(&format!(
+        "`{name}` took {:.0} s; no two update domains were touched together",
+        began.elapsed().as_secs_f64()
+    ));
+    guests::since(fleet, members, &before, name)
+}
+
+fn table(lines: &[Line]) {
+    println!("rollout  VM      host   stood (host) stood (guest) memory   connections clock    boot");
+    for line in lines {
+        let Felt { vm, guest_blackout_ms, memory_errors, reconnects, clock_error_ms, boot_id_kept, .. } = &line.felt;
+        let stood = line.host_blackout_ms.map_or("not told".to_owned(), |ms| format!("{ms:.0} ms"));
+        let memory = if *memory_errors == 0 { "whole".to_owned() } else { format!("{memory_errors} bad") };
+        let connections = if *reconnects == 0 { "kept".to_owned() } else { format!("{reconnects} broke") };
+        let boot = if *boot_id_kept { "same" } else { "ANOTHER" };
+        println!(
+            "{:<8} {vm:<7} {:<6} {stood:>12} {:>13} {memory:<8} {connections:<11} {:<8} {boot}",
+            line.rollout,
+            line.host,
+            format!("{guest_blackout_ms:.0} ms"),
+            format!("{clock_error_ms:+.0} ms"),
+        );
+    }
 }

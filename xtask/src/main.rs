@@ -30,9 +30,12 @@ enum Task {
     /// Virtual hosts to work with by hand.
     #[command(subcommand)]
     Lab(lab::LabCommand),
-    /// A virtual host, a VM in it, its VMM replaced under it, and what the VM felt.
+    /// A fleet of virtual hosts whose QEMU and kernel are replaced under their VMs, and what the VMs felt.
     Demo {
-        /// Leave the host running afterwards.
+        /// How many hosts are updated: 2 to 4.
+        #[arg(long, default_value_t = 2)]
+        hosts: usize,
+        /// Leave the hosts running afterwards.
         #[arg(long)]
         keep: bool,
     },
@@ -187,7 +190,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match Arguments::parse().command {
         Task::Lab(command) => lab::run(command),
-        Task::Demo { keep } => demo::run(keep),
+        Task::Demo { hosts, keep } => demo::run(hosts, keep),
         Task::Image => checks::image(true),
         Task::Package { binary, version } => checks::package(binary, &version),
         Task::TestVmm => checks::test_vmm(),

@@ -8,7 +8,7 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -292,11 +292,22 @@ fn tear_down(state: &State) -> Result<()> {
         switch.kill()?;
     }
     for folder in [&state.sockets, &paths::run(&state.name)] {
-        if folder.exists() {
-            fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
-        }
+        remove(folder)?;
     }
     Ok(())
+}
+
+/// Removes a folder with all that is in it. After Ctrl-C a command of this process that is just ending may still write there, so a few
+/// tries are made: what stays would be in the way of the next lab of that name.
+fn remove(folder: &Path) -> Result<()> {
+    let mut last = Ok(());
+    for _ in 0..5 {
+        last = match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            other => other,
+        };
+    }
+    last.with_context(|| format!("remove {}", folder.display()))
 }
 
 /// Takes down labs whose makers are gone without having done so: killed, or ended by Ctrl-C.

@@ -31,6 +31,7 @@
 //! | [`paths`] | where everything lies |
 //! | [`network`] | the switch between hosts |
 //! | `cases` | what was tried under faults and what came of it |
+//! | [`fleet`] | hosts that joined a controller |
 //! | [`kexecs`] | kernels of hosts that change under such guests |
 //! | [`swaps`] | VMMs that change under guests which notice everything |
 //!
@@ -41,6 +42,7 @@ mod cases;
 pub mod command;
 mod debian;
 pub mod fault;
+pub mod fleet;
 pub mod guest;
 pub mod guests;
 pub mod host;

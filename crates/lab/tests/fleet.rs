@@ -18,7 +18,7 @@ use serde_json::Value;
 const BUSY: Duration = Duration::from_secs(420);
 
 struct Fleet {
-    lab: Lab,
+    fleet: fermata_lab::fleet::Fleet,
 }
 
 impl Fleet {
@@ -32,66 +32,36 @@ impl Fleet {
                 *host = host.clone().with_vault(1024);
             }
         }
-        let fleet = Self { lab: Lab::up(&spec).unwrap() };
-        let controller = fleet.controller();
-        controller.run("fermata controller init && systemctl enable --now fermata-controller").unwrap();
-        let token = fleet.json("controller token")["token"].as_str().unwrap().to_owned();
-        for host in fleet.lab.hosts() {
-            host.write("/root/join", &token).unwrap();
-            let member = "\n[fleet]\ncontroller = \"10.88.0.1:7440\"\ntoken_file = \"/root/join\"\n";
-            host.run(&format!("printf '{}' >> /etc/fermata/agent.toml", member.replace('\n', "\\n"))).unwrap();
-            host.run("systemctl restart fermata-agent").unwrap();
-        }
-        fleet.await_json("fleet list", "all hosts joined", |all| {
-            all.as_object().map_or(0, serde_json::Map::len) == count
-        });
-        fleet
+        Self { fleet: fermata_lab::fleet::Fleet::form(Lab::up(&spec).unwrap(), count).unwrap() }
+    }
+
+    fn hosts(&self) -> &[Host] {
+        self.fleet.hosts()
     }
 
     fn controller(&self) -> &Host {
-        self.lab.host(1)
+        self.fleet.controller()
     }
 
     fn json(&self, command: &str) -> Value {
-        let output = self.controller().exec(&format!("fermata --json {command}")).unwrap();
-        serde_json::from_str(&output.stdout).unwrap_or_else(|_| panic!("{command}: {}{}", output.stdout, output.stderr))
+        self.fleet.json(command).unwrap()
     }
 
-    /// Asks until the answer is as wanted; the controller may be away for a while.
-    #[expect(clippy::disallowed_methods, reason = "asked through ssh; nothing there tells this machine of a change")]
     fn await_json(&self, command: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + BUSY;
-        let mut seen = String::new();
-        while Instant::now() < end {
-            let asked = self.controller().exec_within(&format!("fermata --json {command}"), Duration::from_secs(30));
-            // Its host may be changing its kernel.
-            let Ok(output) = asked.map_err(|error| seen = format!("{error:#}")) else { continue };
-            seen = format!("{}{}", output.stdout, output.stderr);
-            if let Ok(value) = serde_json::from_str::<Value>(&output.stdout)
-                && wanted(&value)
-            {
-                return value;
-            }
-            std::thread::sleep(Duration::from_millis(500));
-        }
-        let journals = self.lab.hosts().iter().map(|host| {
-            let journal = host.exec("journalctl -u fermata-agent -u fermata-controller -n 40 --no-pager -o cat");
-            format!("--- {}\n{}", host.name, journal.map(|output| output.stdout).unwrap_or_default())
-        });
-        panic!("{what}: not within {} s; last: {seen}\n{}", BUSY.as_secs(), journals.collect::<String>());
+        self.fleet.await_json(command, what, wanted).unwrap()
     }
 
     fn start_vms(&self) {
         for set in ["web", "db"] {
             self.json(&format!("set create {set} --update-domains 3 --recovery 0"));
         }
-        for (index, host) in self.lab.hosts().iter().enumerate() {
+        for (index, host) in self.hosts().iter().enumerate() {
             for (set, letter) in [("web", 'a'), ("db", 'c')] {
                 let last = 11 + 2 * index + usize::from(letter == 'c');
                 start_vm(host, &format!("{letter}{}", index + 1), set, index, last);
             }
         }
-        let count = 2 * self.lab.hosts().len();
+        let count = 2 * self.hosts().len();
         self.await_json("fleet list", "all VMs are reported in their sets", |all| {
             let vms = all.as_object().unwrap().values().flat_map(|host| host["report"]["vms"].as_array().unwrap());
             vms.filter(|vm| vm["set"].is_string() && vm["vmm"].is_string()).count() == count
@@ -99,15 +69,11 @@ impl Fleet {
     }
 
     fn plan(&self, name: &str, file: &str, rest: &str) -> Value {
-        let text = format!("id = \"{name}\"\ntitle = \"{name}\"\nnotice_s = 0\n{file}");
-        self.controller().write(&format!("/tmp/{name}.toml"), &text).unwrap();
-        self.json(&format!("rollout plan /tmp/{name}.toml --name {name} --reason test --recovery 0 {rest}"))
+        self.fleet.plan(name, &format!("notice_s = 0\n{file}"), rest).unwrap()
     }
 
     fn phase(&self, name: &str, wanted: &str) -> Value {
-        self.await_json("rollout list", &format!("rollout {name} {wanted}"), |all| {
-            all.as_array().unwrap().iter().any(|line| line["id"] == name && line["phase"] == wanted)
-        })
+        self.fleet.phase(name, wanted).unwrap()
     }
 
     /// The proof that no two update domains were touched together: by a program that shares nothing with what decided.
@@ -117,7 +83,7 @@ impl Fleet {
     }
 
     fn states(&self) -> Vec<(String, String, String)> {
-        let all = self.lab.hosts().iter().flat_map(|host| {
+        let all = self.hosts().iter().flat_map(|host| {
             let views: Value = serde_json::from_str(&host.run("fermata --json vm list").unwrap()).unwrap();
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             let line = |vm: &Value| (text(&vm["name"]), text(&vm["state"]), text(&vm["process"]["vmm"]));
@@ -127,7 +93,7 @@ impl Fleet {
     }
 
     fn boots(&self) -> Vec<String> {
-        let guests = self.lab.hosts().iter().enumerate().flat_map(|(index, host)| {
+        let guests = self.hosts().iter().enumerate().flat_map(|(index, host)| {
             [0, 1].map(|second| {
                 let last = u8::try_from(11 + 2 * index + second).unwrap();
                 host.probe(last).wait_alive(120).unwrap().boot_id
@@ -169,7 +135,7 @@ fn a_fleet_changes_its_kernels_one_update_domain_at_a_time() {
     fleet.phase("kernel", "completed");
     fleet.check("kernel");
     println!("{}", fleet.controller().run("fermata rollout report kernel").unwrap());
-    for host in fleet.lab.hosts() {
+    for host in fleet.hosts() {
         assert!(host.run("uname -r").unwrap().starts_with("7."), "{}", host.name);
     }
     assert_eq!(fleet.boots(), before, "every guest lives on");
@@ -215,7 +181,6 @@ fn the_controller_and_an_agent_are_killed_and_it_goes_on(fleet: &Fleet) {
             if phase == "in_work" && !agent_killed && host["host"] != "host1" {
                 let name = host["host"].as_str().unwrap();
                 fleet
-                    .lab
                     .hosts()
                     .iter()
                     .find(|host| host.name == name)
@@ -264,7 +229,7 @@ fn two_rollouts_on_the_same_sets_are_serialised(fleet: &Fleet) {
     }
     visits.sort();
     println!("visits: {visits:#?}");
-    assert_eq!(visits.len(), 2 * fleet.lab.hosts().len());
+    assert_eq!(visits.len(), 2 * fleet.hosts().len());
     // Every host carries a part of both sets of its own, so no two visits may overlap at all.
     for pair in visits.windows(2) {
         assert!(pair[0].1 <= pair[1].0, "{} and {} overlap", pair[0].2, pair[1].2);
@@ -276,8 +241,8 @@ fn a_host_that_does_not_come_back_stops_the_rollout(fleet: &Fleet) {
     fleet.controller().write("/tmp/rules.json", rules).unwrap();
     let step = "kind = \"package\"\n[change]\ncommand = [\"/bin/sleep\", \"8\"]\ntimeout_ms = 60000\n";
     // The host without the controller is in work first and loses its power for good.
-    let last = fleet.lab.hosts().len();
-    let gone = fleet.lab.host(last);
+    let last = fleet.hosts().len();
+    let gone = &fleet.hosts()[last - 1];
     fleet.plan("fatal", step, "--rules /tmp/rules.json");
     fleet.json("rollout pause fatal --host host1");
     fleet.json("rollout start fatal");
@@ -289,7 +254,7 @@ fn a_host_that_does_not_come_back_stops_the_rollout(fleet: &Fleet) {
     let explained = fleet.json("rollout explain fatal");
     println!("stopped: {explained}");
     let touched = explained.as_array().unwrap().iter().filter(|host| host["phase"]["is"] != "waiting").count();
-    assert!(touched < fleet.lab.hosts().len(), "the others were not begun: {explained}");
+    assert!(touched < fleet.hosts().len(), "the others were not begun: {explained}");
     for vm in ["a1", "c1"] {
         assert!(fleet.states_of(1).iter().any(|(name, state)| name == vm && state == "running"));
     }
@@ -301,7 +266,8 @@ fn a_host_that_does_not_come_back_stops_the_rollout(fleet: &Fleet) {
 
 impl Fleet {
     fn states_of(&self, host: usize) -> Vec<(String, String)> {
-        let views: Value = serde_json::from_str(&self.lab.host(host).run("fermata --json vm list").unwrap()).unwrap();
+        let views: Value =
+            serde_json::from_str(&self.hosts()[host - 1].run("fermata --json vm list").unwrap()).unwrap();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         views.as_array().unwrap().iter().map(|vm| (text(&vm["name"]), text(&vm["state"]))).collect()
     }

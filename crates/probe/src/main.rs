@@ -1,7 +1,7 @@
 //! The probe as a program: `guest`, `sink`, `ask ADDRESS WHAT`, `offset ADDRESS`, `check-disk PATH ACKNOWLEDGED`,
 //! `bare-swap OLD NEW WAY`,
 //! `bare-suspend FOLDER FILE`, `bare-wake FOLDER FILE`, `jump KERNEL INITRD CMDLINE`, `unload`,
-//! `flip DEVICE table|states`, `hold-kvm`, `metadata METHOD PATH [BODY]`, `watch-events FILE EVERY_MS`,
+//! `flip DEVICE table|states`, `hold-kvm`, `metadata METHOD PATH [BODY]`, `watch-events FILE EVERY_MS [approve]`,
 //! `inside SOCKET SECONDS SCRIPT`.
 
 use std::{error::Error, path::Path, process::ExitCode, time::Duration};
@@ -25,7 +25,7 @@ const USAGE: &str = "usage: fermata-probe guest [--network]
        fermata-probe flip DEVICE table|states
        fermata-probe hold-kvm
        fermata-probe metadata METHOD PATH [BODY]
-       fermata-probe watch-events FILE EVERY_MS
+       fermata-probe watch-events FILE EVERY_MS [approve]
        fermata-probe inside SOCKET SECONDS SCRIPT";
 
 fn main() -> ExitCode {
@@ -99,7 +99,9 @@ fn run(words: &[&str]) -> Result<(), Box<dyn Error>> {
             let answer = metadata::ask(method, path, body.first().unwrap_or(&""))?;
             println!("{}", serde_json::to_string(&answer)?);
         }
-        ["watch-events", file, every] => metadata::watch(Path::new(file), Duration::from_millis(every.parse()?))?,
+        ["watch-events", file, every, more @ ..] if matches!(more, [] | ["approve"]) => {
+            metadata::watch(Path::new(file), Duration::from_millis(every.parse()?), !more.is_empty())?;
+        }
         ["inside", socket, seconds, script] => {
             let ran = inside::run(Path::new(socket), script, Duration::from_secs(seconds.parse()?))?;
             print!("{}", ran.out);

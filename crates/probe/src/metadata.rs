@@ -61,12 +61,12 @@ fn read(text: &str) -> Option<Answer> {
     Some(Answer { status, body: body.to_owned() })
 }
 
-/// Asks for events again and again and adds a line of JSON to `file` for every answer that differs from the one before.
-/// Never ends by itself.
+/// Asks for events again and again and adds a line of JSON to `file` for every answer that differs from the one before. With
+/// `approve` it approves every event that is scheduled, as a program does that is ready at once. Never ends by itself.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn watch(file: &Path, every: Duration) -> io::Result<()> {
+pub fn watch(file: &Path, every: Duration, approve: bool) -> io::Result<()> {
     let mut file = OpenOptions::new().create(true).append(true).open(file)?;
     let mut last = None;
     let mut polls = 0;
@@ -78,6 +78,10 @@ pub fn watch(file: &Path, every: Duration) -> io::Result<()> {
             let (monotonic_ms, wall_ms) = (now.monotonic_ns / 1_000_000, now.wall_ns / 1_000_000);
             let line = Sighting { monotonic_ms, wall_ms, polls, seen: seen.clone() };
             writeln!(file, "{}", serde_json::to_string(&line)?)?;
+            for event in seen.iter().filter(|_| approve).flat_map(|answer| scheduled(&answer.body)) {
+                // One that was not heard is still scheduled at the next poll.
+                let _ = ask("POST", EVENTS, &format!("{{\"StartRequests\":[{{\"EventId\":\"{event}\"}}]}}"));
+            }
             last = Some(seen);
         }
         #[expect(clippy::disallowed_methods, reason = "polling at a fixed rate is what it is for")]
@@ -85,9 +89,25 @@ pub fn watch(file: &Path, every: Duration) -> io::Result<()> {
     }
 }
 
+/// The ids of events in a document that wait for approval.
+fn scheduled(document: &str) -> Vec<String> {
+    let document: serde_json::Value = serde_json::from_str(document).unwrap_or_default();
+    let events = document["Events"].as_array().into_iter().flatten();
+    let waiting = events.filter(|event| event["EventStatus"] == "Scheduled");
+    waiting.filter_map(|event| event["EventId"].as_str().map(str::to_owned)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_scheduled_is_approved() {
+        let document =
+            r#"{"Events":[{"EventId":"a","EventStatus":"Started"},{"EventId":"b","EventStatus":"Scheduled"}]}"#;
+        assert_eq!(scheduled(document), ["b"]);
+        assert!(scheduled("no document").is_empty());
+    }
 
     #[test]
     fn an_answer_is_its_status_and_its_body() {

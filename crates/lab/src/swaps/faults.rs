@@ -75,16 +75,16 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// All of them, the power cuts first: they need the host as it boots.
+    /// All of them. The power cuts come before what needs a small disk: they need the host as it boots.
     pub const ALL: [Self; 8] = [
-        Self::PowerCut,
-        Self::AgentKilled,
+        Self::NewVmmRefuses,
         Self::NewVmmKilled,
-        Self::OldVmmHangs,
         Self::DeadlinePassed,
+        Self::AgentKilled,
+        Self::OldVmmHangs,
+        Self::PowerCut,
         Self::DiskFull,
         Self::ReadOnly,
-        Self::NewVmmRefuses,
     ];
     /// Those of the shorter set.
     pub const SHORT: [Self; 4] = [Self::AgentKilled, Self::NewVmmKilled, Self::DeadlinePassed, Self::NewVmmRefuses];

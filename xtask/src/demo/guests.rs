@@ -1,0 +1,127 @@
+//! The VMs of the demo, and the programs in them.
+
+use anyhow::{Context, Result, bail};
+use fermata_lab::{
+    Host,
+    fleet::Fleet,
+    kexecs::measure::{self, Before},
+    swaps::guest::Guest,
+};
+use fermata_probe::metadata::Sighting;
+use serde_json::Value;
+
+use super::Line;
+
+/// A VM and where it is.
+pub(super) struct Member {
+    pub(super) guest: Guest,
+    /// Its host's place in the lab, from 0.
+    at: usize,
+}
+
+impl Member {
+    pub(super) fn host<'a>(&self, fleet: &'a Fleet) -> &'a Host {
+        &fleet.lab.hosts()[self.at]
+    }
+
+    /// Runs a script in it, through the guest agent: nothing that could be lost with its network.
+    fn run(&self, fleet: &Fleet, script: &str) -> Result<String> {
+        let socket = format!("$(ls -d /run/fermata/vm/{}/*/qga | tail -n 1)", self.guest.name);
+        self.host(fleet).run(&format!("fermata-probe inside {socket} 30 '{script}'"))
+    }
+
+    /// What its program saw of Scheduled Events, in order.
+    pub(super) fn saw(&self, fleet: &Fleet) -> Result<String> {
+        let text = self.run(fleet, "cat /run/seen")?;
+        let mut saw: Vec<String> = Vec::new();
+        for line in text.lines() {
+            let sighting: Sighting = serde_json::from_str(line).with_context(|| format!("read {line}"))?;
+            let Ok(answer) = sighting.seen else { continue };
+            let document: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+            let events = document["Events"].as_array().cloned().unwrap_or_default();
+            let words: Vec<String> = events
+                .iter()
+                .map(|event| {
+                    format!(
+                        "{} {}",
+                        event["EventType"].as_str().unwrap_or("-"),
+                        event["EventStatus"].as_str().unwrap_or("-")
+                    )
+                })
+                .collect();
+            let now = if words.is_empty() { "nothing".to_owned() } else { words.join(" and ") };
+            if saw.last() != Some(&now) {
+                saw.push(now);
+            }
+        }
+        Ok(saw.join(", then "))
+    }
+}
+
+/// Starts all VMs, with a program in each that watches for events.
+pub(super) fn start(fleet: &Fleet, hosts: usize, peer: usize) -> Result<Vec<Member>> {
+    let mut members = Vec::new();
+    for at in 0..=hosts {
+        let alone = at == hosts;
+        let (name, at) = if alone { ("alone".to_owned(), hosts - 1) } else { (format!("web-{}", at + 1), at) };
+        let last = u8::try_from(11 + members.len())?;
+        let mut guest = Guest::new(&name, last).sized(192, 1);
+        guest.cmdline = format!("fermata.memory=32 fermata.sample_us=20000 fermata.target=10.88.0.{peer}:7070");
+        guest.extra = if alone {
+            "os = \"windows\"\n".to_owned()
+        } else {
+            format!("availability_set = {{ name = \"web\", update_domain = {at} }}\n")
+        };
+        let member = Member { guest, at };
+        // The other end of its connections knows the way back.
+        fleet.lab.host(peer).run(&format!("ip route replace 10.77.0.{last}/32 via 10.88.0.{}", at + 1))?;
+        member.guest.create(member.host(fleet))?;
+        member.guest.start(member.host(fleet))?;
+        let approve = if name == "web-1" { "approve" } else { "" };
+        member.run(fleet, &format!("fermata-probe watch-events /run/seen 1000 {approve} >/dev/null 2>&1 &"))?;
+        members.push(member);
+    }
+    let count = members.len();
+    fleet.await_json("fleet list", "all VMs are reported", |all| {
+        let hosts = all.as_object().into_iter().flat_map(|all| all.values());
+        let vms = hosts.flat_map(|host| host["report"]["vms"].as_array().into_iter().flatten());
+        vms.filter(|vm| vm["vmm"].is_string()).count() == count
+    })?;
+    Ok(members)
+}
+
+/// What is known of each VM before a rollout.
+pub(super) fn before(fleet: &Fleet, members: &[Member]) -> Result<Vec<Before>> {
+    let peer = peer(fleet)?;
+    members
+        .iter()
+        .map(|member| measure::before(member.host(fleet), peer, std::slice::from_ref(&member.guest)))
+        .collect()
+}
+
+/// What each VM felt in it.
+pub(super) fn since(fleet: &Fleet, members: &[Member], before: &[Before], rollout: &'static str) -> Result<Vec<Line>> {
+    let peer = peer(fleet)?;
+    let report = fleet.json(&format!("rollout report {rollout}"))?;
+    let mut lines = Vec::new();
+    for (member, before) in members.iter().zip(before) {
+        let felt = measure::since(before, peer, std::slice::from_ref(&member.guest))?;
+        let Some(felt) = felt.into_iter().next() else { bail!("{} tells nothing", member.guest.name) };
+        let host = member.host(fleet).name.clone();
+        lines.push(Line { rollout, host_blackout_ms: told(&report, &host, &member.guest.name), host, felt });
+    }
+    Ok(lines)
+}
+
+/// The longest pause of a VM by the rollout's report, in milliseconds.
+fn told(report: &Value, host: &str, vm: &str) -> Option<f64> {
+    let visits = report["measured"][host].as_array()?;
+    let maintenances = visits.iter().filter_map(|visit| visit["maintenances"].as_array()).flatten();
+    let vms = maintenances.filter_map(|one| one["vms"].as_array()).flatten().filter(|told| told["vm"] == vm);
+    let pauses = vms.filter_map(|told| told["host_blackouts_us"].as_array()).flatten().filter_map(Value::as_f64);
+    pauses.reduce(f64::max).map(|us| us / 1e3)
+}
+
+fn peer(fleet: &Fleet) -> Result<&Host> {
+    fleet.lab.hosts().last().context("a lab has hosts")
+}
