@@ -155,13 +155,40 @@ impl Links {
     }
 }
 
+/// Which of a VM's two sets of taps: that of the VMM that runs it, or that of the VMM beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The one.
+    A,
+    /// The other.
+    B,
+}
+
+impl Side {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::A, Self::B];
+
+    /// The side that is free beside a VMM with these taps. Which one a VMM has does not follow from how many there were before: one
+    /// that never took over has had its turn.
+    #[must_use]
+    pub fn beside(taps: &[TapName]) -> Self {
+        if taps.iter().any(|tap| tap.as_str().ends_with(Self::A.letter())) { Self::B } else { Self::A }
+    }
+
+    const fn letter(self) -> char {
+        match self {
+            Self::A => 'a',
+            Self::B => 'b',
+        }
+    }
+}
+
 /// The name of a VM's tap: at most 15 characters, unique as long as the first 32 bits of the uuid are. The letter tells
 /// the taps of a VMM from those of the VMM that takes over from it.
 #[must_use]
-pub fn tap_name(vm: Uuid, nic: usize, generation: u64) -> TapName {
+pub fn tap_name(vm: Uuid, nic: usize, side: Side) -> TapName {
     let (head, ..) = vm.as_fields();
-    let side = if generation % 2 == 1 { 'a' } else { 'b' };
-    format!("vm{head:08x}-{nic}{side}")
+    format!("vm{head:08x}-{nic}{}", side.letter())
         .parse()
         .expect("`vm`, 8 digits, `-`, a number below 100 and a letter are a device name")
 }
@@ -193,8 +220,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tap_names_fit_the_kernels_limit(id: u128, nic in 0usize..16, generation: u64) {
-            prop_assert!(tap_name(Uuid::from_u128(id), nic, generation).as_str().len() <= 15);
+        fn tap_names_fit_the_kernels_limit(id: u128, nic in 0usize..16) {
+            for side in Side::BOTH {
+                prop_assert!(tap_name(Uuid::from_u128(id), nic, side).as_str().len() <= 15);
+            }
+        }
+
+        /// Whatever came of the VMMs before: a successor that fails leaves the taps of the one that runs alone.
+        #[test]
+        fn no_vmm_has_a_tap_of_the_one_beside_it(took_over: Vec<bool>) {
+            let taps = |side| vec![tap_name(Uuid::from_u128(1), 0, side)];
+            let mut runs = taps(Side::beside(&[]));
+            for took_over in took_over {
+                let new = taps(Side::beside(&runs));
+                prop_assert_ne!(&new, &runs);
+                if took_over {
+                    runs = new;
+                }
+            }
         }
     }
 

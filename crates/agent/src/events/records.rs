@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::config::{BridgeConfig, ImdsConfig};
 use crate::inventory::VmRecord as Vm;
 use crate::inventory::ports::{GivenPort, WantedPort};
-use crate::links;
+use crate::links::{self, Side};
 
 /// The ports that VMs need.
 #[must_use]
@@ -63,9 +63,9 @@ impl Plan {
         let (Some(link), Some(given)) = (definition.nics.get(nic), self.ports.get(&(definition.uuid, nic))) else {
             return Vec::new();
         };
-        [1, 2]
-            .map(|generation| Port {
-                tap: links::tap_name(definition.uuid, nic, generation).as_str().to_owned(),
+        Side::BOTH
+            .map(|side| Port {
+                tap: links::tap_name(definition.uuid, nic, side).as_str().to_owned(),
                 bridge: link.bridge.clone(),
                 mac: link.mac,
                 number: given.number,

@@ -9,7 +9,7 @@ use super::records::{Plan, wanted};
 use crate::config::{BridgeConfig, ImdsConfig};
 use crate::inventory::ports::GivenPort;
 use crate::inventory::{VmRecord, Wanted};
-use crate::links;
+use crate::links::{self, Side};
 
 fn vm(name: &str, id: u128, more: &str) -> VmRecord {
     let spec = format!("name = \"{name}\"\nvcpus = 1\nmemory = \"64MiB\"\n{more}[[nic]]\nbridge = \"br0\"\n");
@@ -49,7 +49,7 @@ fn a_swap_finds_the_tap_to_come_wired_already() {
     let taps: BTreeMap<&str, u16> = wiring.ports.iter().map(|port| (port.tap.as_str(), port.number)).collect();
     for vm in &plan.vms {
         let numbers: BTreeSet<u16> =
-            (1..=6).map(|generation| taps[links::tap_name(vm.definition.uuid, 0, generation).as_str()]).collect();
+            Side::BOTH.map(|side| taps[links::tap_name(vm.definition.uuid, 0, side).as_str()]).into();
         assert_eq!(numbers.len(), 1, "whichever VMM runs {}, it is the same guest", vm.definition.name);
     }
     assert_eq!((taps.len(), taps.values().collect::<BTreeSet<_>>().len()), (4, 2));

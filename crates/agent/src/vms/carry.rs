@@ -29,6 +29,7 @@ use super::live::{Lent, Live};
 use super::start::{READY_LIMIT, make_dir, with_last_words};
 use super::{VmError, Vms};
 use crate::inventory::{Runtime, VmRecord};
+use crate::links::Side;
 
 /// How long an operator's second try may take.
 const RESTORE_LIMIT: Duration = Duration::from_secs(60);
@@ -142,7 +143,9 @@ impl Vms {
             self.tear_down_vmm(&was).await?;
         }
         let vmm = vmm.unwrap_or(was.vmm);
-        let mut runtime = self.next_runtime(&record.definition, vmm, Kind::Devdax, was.owners.clone()).await?;
+        let mut runtime = self
+            .next_runtime(&record.definition, vmm, Kind::Devdax, Side::beside(&was.taps), was.owners.clone())
+            .await?;
         self.note_runtime(name, &runtime).await?;
         let restored = tokio::time::timeout(limit, self.load_from_vault(&record, &mut runtime)).await;
         let restored = restored.unwrap_or_else(|_| {

@@ -28,7 +28,7 @@ use super::live::{self, Lent, Live};
 use super::{VmError, Vms, check, teardown};
 use crate::api::types::VmView;
 use crate::inventory::{FileOwner, Runtime, VmRecord, Wanted};
-use crate::links;
+use crate::links::{self, Side};
 use crate::units::VmUnit;
 use crate::users::{self, User};
 
@@ -114,7 +114,7 @@ impl Vms {
         }
         let user = self.vm_user()?;
         let owners = owners_to_put_back(definition, &user)?;
-        let runtime = self.next_runtime(definition, definition.vmm, self.vaults.kind(), owners).await?;
+        let runtime = self.next_runtime(definition, definition.vmm, self.vaults.kind(), Side::A, owners).await?;
         let (key, stored) = (definition.name.clone(), runtime.clone());
         self.db(move |db| db.set_runtime(&key, Some(&stored))).await?;
         Ok(runtime)
@@ -126,6 +126,7 @@ impl Vms {
         definition: &VmDefinition,
         vmm: VmmVersion,
         vault: Kind,
+        side: Side,
         owners: Vec<FileOwner>,
     ) -> Result<Runtime, VmError> {
         let name = definition.name.clone();
@@ -138,7 +139,7 @@ impl Vms {
             boot: self.boot,
             process: None,
             dir: self.config.run_dir.join("vm").join(name.as_str()).join(generation.to_string()),
-            taps: (0..definition.nics.len()).map(|nic| links::tap_name(definition.uuid, nic, generation)).collect(),
+            taps: (0..definition.nics.len()).map(|nic| links::tap_name(definition.uuid, nic, side)).collect(),
             owners,
             vault,
         })

@@ -29,6 +29,7 @@ use super::live::{Lent, Live};
 use super::start::{READY_LIMIT, make_dir};
 use super::{Slot, VmError, Vms, check};
 use crate::inventory::{Runtime, VmRecord};
+use crate::links::Side;
 
 /// How long a VMM may take to end that was told to.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -83,7 +84,8 @@ impl Vms {
         let live = running(&slot, name, &record).await?;
         check::vmm_info(self, vmm).await?;
         let runs = live.runtime();
-        let mut runtime = self.next_runtime(&record.definition, vmm, runs.vault, runs.owners.clone()).await?;
+        let side = Side::beside(&runs.taps);
+        let mut runtime = self.next_runtime(&record.definition, vmm, runs.vault, side, runs.owners.clone()).await?;
         self.note_beside(name, Some(&runtime)).await?;
         match self.set_up_new(&record, &live, &mut runtime, way).await {
             Ok(beside) => {

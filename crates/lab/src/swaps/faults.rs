@@ -95,7 +95,7 @@ impl Fault {
         match self {
             // It comes with the state, whatever came before.
             Self::NewVmmRefuses => step == "hand over",
-            Self::NewVmmKilled => at(step) < at("resume"),
+            Self::NewVmmKilled => (at("after start new VMM")..at("resume")).contains(&at(step)),
             _ => true,
         }
     }
