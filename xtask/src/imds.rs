@@ -23,11 +23,12 @@ const PYTHON: [&str; 10] = [
 ];
 const NODE: [&str; 2] = ["@opentelemetry/resource-detector-azure", "@azure/identity"];
 /// Programs that tests of the wire and of clients need, with their packages.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("nft", "nftables"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
     ("curl", "curl"),
+    ("jq", "jq"),
     ("node", "nodejs"),
     ("npm", "npm"),
     ("/usr/bin/python3", "python3"),
@@ -70,7 +71,7 @@ pub(crate) fn clients() -> Result<()> {
         words.extend(NODE);
         run("npm", &words)?;
     }
-    let tests = ["--features", "system-tests", "--test", "wire", "--test", "clients"];
+    let tests = ["--features", "system-tests", "--test", "wire", "--test", "book", "--test", "clients"];
     run("cargo", &[["test", "--locked", "-p", "fermata-imds"].as_slice(), &tests].concat())
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fermata_lab::{
     Host, Kernel, Lab, LabSpec,
     kexecs::{change, measure},
+    paths,
     swaps::guest::Guest,
 };
 use serde_json::Value;
@@ -66,6 +67,7 @@ fn vms_keep_everything_while_the_hosts_kernel_changes() {
         assert!(check.acknowledged > 0, "{}: {check:?}", guest.name);
     }
     guests_clocks_are_right(host, &guests);
+    the_report_is_a_page_that_needs_nothing_else(host, report["maintenance"].as_str().unwrap());
     assert_eq!(host.run("pgrep -c qemu-system").unwrap().trim(), "2", "one VMM each");
     lab.down().unwrap();
 }
@@ -86,6 +88,17 @@ fn guests_clocks_are_right(host: &Host, guests: &[Guest]) {
         );
         assert!(guest >= before - 50_000_000 && guest <= after + 50_000_000, "{name}: {before} {guest} {after}");
     }
+}
+
+/// Kept in `target/lab/kexec.html`, for people.
+fn the_report_is_a_page_that_needs_nothing_else(host: &Host, id: &str) {
+    host.run(&format!("fermata maintenance report {id} --html /root/report.html")).unwrap();
+    let kept = paths::lab().join("kexec.html");
+    host.copy_from("/root/report.html", &kept).unwrap();
+    let page = std::fs::read_to_string(&kept).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("<svg"), "{page}");
+    assert!(["g1", "g2", "jump"].iter().all(|word| page.contains(word)), "{page}");
+    assert!(!["<script", "src=", "<link"].iter().any(|word| page.contains(word)), "{page}");
 }
 
 fn log(host: &Host) -> String {

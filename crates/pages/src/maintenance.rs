@@ -135,7 +135,9 @@ fn stages(report: &Report) -> Markup {
     let bars: Vec<_> = report.stages.iter().filter_map(|stage| bar(stage, kind_of_stage(&stage.what))).collect();
     let end = bars.iter().map(|bar| bar.to).fold(0.0, f64::max);
     let rows = [Row { label: "host".to_owned(), bars, end: String::new() }];
-    let list: Vec<_> = report.stages.iter().map(|stage| format!("{} {}", stage.what, human(stage.took))).collect();
+    // What was passed through in no time at all would only hide the others.
+    let took = report.stages.iter().filter(|stage| !stage.took.is_zero());
+    let list: Vec<_> = took.map(|stage| format!("{} {}", stage.what, human(stage.took))).collect();
     let content = html! {
         @if let Some(picture) = timeline(&rows, 0.0, end, STAGES) { (picture) }
         p class="explained" { @if list.is_empty() { "No stage has ended yet." } @else { (list.join(", ")) } }
@@ -243,7 +245,7 @@ fn vms(report: &Report) -> Markup {
                             td class="number" { (vm.guest_blackout.map_or_else(|| NOT_MEASURED.to_owned(), human)) }
                             td class=(if matches!(vm.clock, Some(ClockOutcome::NotCorrected { .. })) { "" } else { "whole" }) { (clock(vm.clock.as_ref()))
                                  @if let Some(ClockOutcome::NotCorrected { helps, .. }) = &vm.clock { "; what helps: " (helps) } }
-                            td class="small" { (vm.forecast) "; budget " (vm.budget) }
+                            td class="small" { (vm.forecast) "; budget " (human(vm.budget.duration())) }
                         }
                     }
                 }

@@ -56,7 +56,8 @@ impl Blackouts {
                     @let left = wide * number as f64;
                     @for (series, count) in both.iter().copied().enumerate().filter(|(_, count)| *count > 0) {
                         @let tall = BAR * count as f64 / most;
-                        @let middle = left + wide * (0.3 + 0.3 * series as f64);
+                        @let aside = if self.guest.is_empty() { 0.0 } else { 0.3 * series as f64 - 0.15 };
+                        @let middle = left + wide * (0.45 + aside);
                         rect class=(["host", "guest"][series]) x=(middle - 10.0) y=(BAR + 20.0 - tall) width="20" height=(tall) rx="2" {
                             title { (count) " measured " (["by the host", "in the guest"][series]) }
                         }

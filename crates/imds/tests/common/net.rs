@@ -117,6 +117,15 @@ impl Space {
         })
     }
 
+    /// Leaves `work` running on a thread inside the guest's network.
+    pub(crate) fn within(&self, work: impl FnOnce() + Send + 'static) {
+        let space = std::fs::File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
+        std::thread::spawn(move || {
+            move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work();
+        });
+    }
+
     pub(crate) fn name_seen(&self) -> Option<String> {
         self.inside(|| ask(SocketAddr::from((wire::ADDRESS, 80))))
     }
