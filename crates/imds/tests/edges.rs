@@ -154,6 +154,9 @@ async fn rule_19_a_tag_is_of_one_version_and_does_not_come_back_with_the_content
     let none_match = format!("If-None-Match: {empty}\r\n");
     let other = guest.get_with("/metadata/scheduledevents?api-version=2019-08-01", &none_match).await;
     assert_eq!(other.status, 200, "another version's tag");
+    for lines in [format!("If-None-Match: \"x\"\r\n{none_match}"), format!("{none_match}If-None-Match: \"x\"\r\n")] {
+        assert_eq!(guest.get_with(EVENTS, &lines).await.status, 304, "a list over two lines: {lines}");
+    }
     host.ok(Input::Announce(announce("j", &["alone"], 900))).await;
     host.ok(Input::Cancel { job: job("j") }).await;
     assert!(tags.insert(tag(ApiVersion::NEWEST).await), "empty again, and another document all the same");
@@ -236,6 +239,22 @@ async fn rule_35_only_a_request_that_was_answered_enables() {
     let head = format!("HEAD {EVENTS} HTTP/1.0\r\nMetadata: true\r\n\r\n");
     host.guest("other").await.connect().await.exchange_all(&head).await;
     assert!(enabled("other"), "HEAD is a GET without the body");
+}
+
+#[tokio::test]
+async fn rule_35_who_goes_on_asking_stays_enabled_and_who_stops_does_not() {
+    let host = Host::new(settings()).await;
+    let guest = host.guest("alone").await;
+    let enabled = || host.service.read(|state, now| state.enabled_at(&"vm/alone".parse().unwrap(), now.wall));
+    for hours in [1, 6, 12, 23, 23, 23] {
+        guest.events().await;
+        host.pass(Duration::from_secs(hours * 3600)).await;
+        assert!(enabled(), "after {hours} h");
+    }
+    host.pass(Duration::from_secs(3600 + 1)).await;
+    assert!(!enabled(), "a day without a request");
+    guest.events().await;
+    assert!(enabled(), "at once");
 }
 
 #[tokio::test]

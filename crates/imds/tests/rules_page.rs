@@ -19,7 +19,7 @@ fn sources(folder: &Path, text: &mut String) {
 fn every_rule_has_a_row_and_every_test_it_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().parent().unwrap();
     let mut code = String::new();
-    for crate_name in ["events", "imds"] {
+    for crate_name in ["events", "imds", "fermata", "lab"] {
         for folder in ["src", "tests"] {
             sources(&root.join("crates").join(crate_name).join(folder), &mut code);
         }
