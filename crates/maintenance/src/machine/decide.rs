@@ -7,7 +7,7 @@ use fermata_model::{Impact, Mechanism, VmName};
 
 use super::act::{Act, ActId, ActResult, Failure, FailureKind, Op};
 use super::entry::{Entry, Outcome, Owner, Stage};
-use super::state::{ATTEMPTS, State, VmPhase};
+use super::state::{State, VmPhase, attempts};
 use crate::order::Keeper;
 use crate::time::{Mono, Now};
 use crate::update::{Change, Section};
@@ -109,7 +109,7 @@ impl State {
         let key = (vm.cloned(), op);
         match self.results.get(&key) {
             Some(true) => true,
-            Some(false) => self.attempts.get(&key).is_some_and(|attempts| attempts.is_multiple_of(ATTEMPTS)),
+            Some(false) => self.attempts.get(&key).is_some_and(|tried| tried.is_multiple_of(attempts(op))),
             None => false,
         }
     }

@@ -17,6 +17,15 @@ use crate::update::Section;
 
 /// Attempts before an act that does not touch safety is left as a loose end.
 pub(super) const ATTEMPTS: u32 = 5;
+
+/// The same by act. The metadata service starts after VMs run again, on a small host a minute later; an event that is not ended
+/// tells guests for good that something happens to them. With the waits between tries these are five minutes.
+pub(super) const fn attempts(op: Op) -> u32 {
+    match op {
+        Op::EndEvents => 150,
+        _ => ATTEMPTS,
+    }
+}
 /// Attempts to restore a VM's state after a jump, before it is kept and reported.
 pub(super) const RESTORES: u32 = 3;
 
@@ -519,7 +528,7 @@ impl State {
             | Op::EndEvents
             | Op::KillStep
             | Op::UnloadKernel
-                if act.attempt >= ATTEMPTS =>
+                if act.attempt >= attempts(act.op) =>
             {
                 self.loose_ends.push(format!("{act}: {text}"));
             }

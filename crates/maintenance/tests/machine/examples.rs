@@ -198,6 +198,20 @@ fn the_most_urgent_vms_are_restored_first_and_no_more_at_once_than_the_host_can(
 }
 
 #[test]
+fn events_are_ended_when_the_metadata_service_comes_a_minute_later() {
+    let mut since = None;
+    let fault = |act: &Act, world: &World| {
+        let first = *since.get_or_insert(world.time().mono);
+        let away = world.time().mono.since(first) < Duration::from_secs(150);
+        if act.id.op == Op::EndEvents && away { Fault::Fails } else { Fault::Works }
+    };
+    let run = run(World::new(KERNEL, 2, 30_000, 7), fault, |_, _| Blow::Nothing);
+    run.check(true);
+    assert_eq!((run.state.outcome, run.state.loose_ends.as_slice()), (Some(Outcome::Done), &[][..]));
+    assert!(run.world.events_ended);
+}
+
+#[test]
 fn a_dead_man_that_had_to_be_started_is_armed_again_so_that_the_pause_has_its_whole_budget() {
     for update in [SWAP, HOLD] {
         let fault = |act: &Act, _: &World| {
