@@ -33,6 +33,7 @@ pub mod client;
 pub mod gate;
 pub mod health;
 pub mod identity;
+mod lifeline;
 pub mod lock;
 pub mod order;
 pub mod pki;

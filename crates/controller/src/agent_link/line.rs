@@ -59,6 +59,9 @@ fn keep(folder: &Path, key: String, joined: Joined) -> Result<(), LinkError> {
     replace(&path, &serde_json::to_vec(&kept).expect("credentials are plain data"))
 }
 
+/// How long an answer may take: a poll waits for seconds at the controller. A controller that was stopped is away then.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 fn read(folder: &Path, address: &str) -> Result<(Client, Timestamp), LinkError> {
     let path = credentials(folder);
     let bytes = fs::read(&path).map_err(io(&path))?;
@@ -67,7 +70,8 @@ fn read(folder: &Path, address: &str) -> Result<(Client, Timestamp), LinkError> 
     let ca = folder.join("controller-ca.pem");
     let trust = Trust::Ca(fs::read_to_string(&ca).map_err(io(&ca))?);
     let credentials = Credentials { certificate: kept.certificate, key: kept.key };
-    Ok((Client::new(address, &trust, Some(&credentials), None)?, kept.renew_at))
+    let client = Client::new(address, &trust, Some(&credentials), None)?;
+    Ok((client.with_patience(PATIENCE), kept.renew_at))
 }
 
 /// A host's line to its controller; the certificate changes under it.

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::Shown;
+use crate::lifeline;
 use crate::pki::{PkiError, fingerprint};
 use crate::service::Controller;
 
@@ -63,6 +64,7 @@ async fn connection(
     router: Router,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
+    lifeline::watch(&stream)?;
     let stream = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await??;
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(fingerprint);
     let service = TowerToHyperService::new(router.layer(Extension(Shown(shown))));
