@@ -259,6 +259,8 @@ impl State {
         self.worked_already(Some(name), Op::HandOver)
             && !self.failed_already(Some(name), Op::TakeBack)
             && !self.is_pending(Some(name), Op::TakeBack)
+            // The new VMM had its chance and is dead: while the old one owns the VM, no other failure of this act is possible.
+            && !self.failed_already(Some(name), Op::Resume)
     }
 
     /// `kexec` and `reboot`: what cannot be kept is shut down, the rest is saved, the host goes over, all come back.

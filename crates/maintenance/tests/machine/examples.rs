@@ -198,6 +198,20 @@ fn the_most_urgent_vms_are_restored_first_and_no_more_at_once_than_the_host_can(
 }
 
 #[test]
+fn a_vm_whose_new_vmm_dies_before_it_ran_goes_on_in_the_old_one() {
+    let name = "vm-0".parse().unwrap();
+    let blow = |_, world: &World| {
+        let new = &world.vms[&name].new;
+        if new.loaded && !new.running { Blow::SuccessorDies(0) } else { Blow::Nothing }
+    };
+    let run = run(World::new(SWAP, 1, 5_000, 7), |_, _| Fault::Works, blow);
+    run.check(true);
+    let vm = &run.state.vms[&name];
+    assert_eq!((vm.owner, &vm.phase, run.state.outcome), (Owner::Old, &VmPhase::Resumed, Some(Outcome::Failed)));
+    assert!(!run.world.vms[&name].died && vm.pauses.len() == 1, "{:?}", vm.pauses);
+}
+
+#[test]
 fn events_are_ended_when_the_metadata_service_comes_a_minute_later() {
     let mut since = None;
     let fault = |act: &Act, world: &World| {

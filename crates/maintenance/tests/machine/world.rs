@@ -306,7 +306,8 @@ impl World {
     fn let_new_run(&mut self, name: &VmName) -> Result<(), Failure> {
         let vm = self.vms.get_mut(name).unwrap();
         if !vm.new.alive {
-            if !vm.may_have_run {
+            // After a change of the kernel there is no old one.
+            if !vm.may_have_run && vm.mechanism == Mechanism::Swap {
                 return Err(Failure { kind: FailureKind::NeverRan, text: "the new VMM is dead".to_owned() });
             }
             // As the real one: a VMM whose picture of the VM may be history never runs it again.
