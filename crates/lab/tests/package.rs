@@ -70,6 +70,10 @@ fn it_runs_after_its_installation(host: &Host) {
     assert_eq!(active(host, "fermata-controller"), "inactive");
     host.run("fermata controller init && systemctl start fermata-controller").unwrap();
     host.run("timeout 30 sh -c 'until fermata fleet list; do sleep 0.5; done'").unwrap();
+    // Its own first host: agent and controller speak with each other under the limits of their units.
+    host.run("fermata controller token >/etc/fermata/join-token").unwrap();
+    host.run("printf '\n[fleet]\ncontroller = \"127.0.0.1:7440\"\ntoken_file = \"/etc/fermata/join-token\"\n' >>/etc/fermata/agent.toml").unwrap();
+    host.run("systemctl restart fermata-agent && timeout 60 sh -c 'until fermata fleet list | grep host1; do sleep 0.5; done'").unwrap();
     for unit in ["fermata-agent", "fermata-imds", "fermata-controller"] {
         let told = host.run(&format!("systemd-analyze security --no-pager {unit} | tail -n 1")).unwrap();
         println!("{}", told.trim());
