@@ -115,6 +115,8 @@ pub struct VmState {
     pub(super) maybe_up: bool,
     /// Found running, and whether it stood before was never answered.
     pub unsure: Option<Unsure>,
+    /// Found running after it had stood since then: its last pause counts until that was seen, unless the dead-man knows better.
+    pub(super) found_running: Option<Now>,
 }
 
 /// A pause that may have been.
@@ -233,6 +235,7 @@ impl State {
                 armed_at: None,
                 maybe_up: false,
                 unsure: None,
+                found_running: None,
             };
             (plan.vm.clone(), state)
         };
@@ -449,7 +452,10 @@ impl State {
                         vm.unsure = Some(Unsure { since, at_most: bound });
                         None
                     }
-                    Evidence::Resumed { at: None } => Some(bound),
+                    Evidence::Resumed { at: None } => {
+                        vm.found_running = Some(since);
+                        Some(bound)
+                    }
                     // Without both time stamps the agent's own bracket around the acts stands: never too short.
                     Evidence::Resumed { at: Some(at) } => Some(vm.stopped.map_or(bound, |stopped| at.since(stopped))),
                     _ => Some(bound),
@@ -483,13 +489,16 @@ impl State {
         }
     }
 
-    /// VMs that the dead-man let run and that nobody saw stand: from when they may have stood until it let them run.
+    /// VMs that the dead-man let run: they stood, or may have stood, until then.
     fn count_freed(&mut self, freed: &BTreeMap<VmName, Mono>) {
         for (name, at) in freed {
             let Some(vm) = self.vms.get_mut(name) else { continue };
             if let Some(unsure) = vm.unsure.take() {
                 vm.pauses.push(at.since(unsure.since.mono));
                 vm.pauses_began.push(None);
+            }
+            if let (Some(since), Some(last)) = (vm.found_running.take(), vm.pauses.last_mut()) {
+                *last = (*last).min(at.since(since.mono));
             }
         }
     }

@@ -212,6 +212,23 @@ fn a_vm_whose_new_vmm_dies_before_it_ran_goes_on_in_the_old_one() {
 }
 
 #[test]
+fn a_vm_that_the_dead_man_let_run_stood_until_then_and_not_until_somebody_looked() {
+    let mut blown = false;
+    let blow = |_, world: &World| {
+        let ready = world.vms.values().all(|vm| vm.new.loaded && !vm.new.running);
+        if !ready || std::mem::replace(&mut blown, ready) {
+            return Blow::Nothing;
+        }
+        Blow::AgentStuck(Duration::from_secs(60))
+    };
+    let run = run(World::new(SWAP, 1, 5_000, 7), |_, _| Fault::Works, blow);
+    run.check(true);
+    let (told, stood) = (&run.state.vms.values().next().unwrap().pauses, run.world.vms.values().next().unwrap());
+    let over = told[0].saturating_sub(Duration::from_micros(stood.longest_pause));
+    assert!(told.len() == 1 && over < Duration::from_millis(20), "{told:?} for {} us", stood.longest_pause);
+}
+
+#[test]
 fn events_are_ended_when_the_metadata_service_comes_a_minute_later() {
     let mut since = None;
     let fault = |act: &Act, world: &World| {
