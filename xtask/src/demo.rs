@@ -40,7 +40,7 @@ struct Line {
 /// Shows it. With `keep` the hosts go on running.
 pub(crate) fn run(hosts: usize, keep: bool) -> Result<()> {
     ensure!((2..=4).contains(&hosts), "{hosts} hosts: use 2 to 4, each has an update domain of its own");
-    let mut story = Story::begin();
+    let story = Story::begin();
     story.say(&format!(
         "{hosts} virtual hosts and one beside them: real Debian, two QEMU versions, two kernels, KVM inside"
     ));
@@ -58,14 +58,14 @@ pub(crate) fn run(hosts: usize, keep: bool) -> Result<()> {
         ("qemu", "another QEMU", "kind = \"vmm\"\n[change]\nvmm = \"11.1\"\n".to_owned()),
         ("kernel", "another host kernel", format!("kind = \"kernel\"\n[change]\nimage = \"{image}\"\n")),
     ];
-    let kernels = kernels(&fleet, hosts)?;
+    let kernels = kernels(&fleet)?;
     let mut lines = Vec::new();
     for (name, title, file) in updates {
         story.say(&format!("rollout `{name}`: {title} under every VM, one update domain at a time"));
-        lines.extend(rollout(&mut story, &fleet, &members, name, &file)?);
+        lines.extend(rollout(&story, &fleet, &members, name, &file)?);
     }
     story.say("what each VM felt");
-    for (host, before) in fleet.lab.hosts().iter().zip(&kernels) {
+    for (host, before) in fleet.hosts().iter().zip(&kernels) {
         println!("kernel of {}: {before} -> {}", host.name, host.run("uname -r")?.trim());
     }
     table(&lines);
@@ -106,13 +106,13 @@ fn spec(hosts: usize) -> LabSpec {
     spec
 }
 
-fn kernels(fleet: &Fleet, hosts: usize) -> Result<Vec<String>> {
+fn kernels(fleet: &Fleet) -> Result<Vec<String>> {
     let kernel = |host: &Host| host.run("uname -r").map(|text| text.trim().to_owned());
-    fleet.lab.hosts()[..hosts].iter().map(kernel).collect()
+    fleet.hosts().iter().map(kernel).collect()
 }
 
 /// Plans it, starts it, shows what happens, and asks the VMs.
-fn rollout(story: &mut Story, fleet: &Fleet, members: &[Member], name: &'static str, file: &str) -> Result<Vec<Line>> {
+fn rollout(story: &Story, fleet: &Fleet, members: &[Member], name: &'static str, file: &str) -> Result<Vec<Line>> {
     let began = Instant::now();
     fleet.plan(name, &format!("notice_s = {NOTICE}\n{file}"), &format!("--gate tcp:7072 --notice {NOTICE}"))?;
     let before = guests::before(fleet, members)?;

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_kernel_looks_after_both_ends_of_a_connection() {
+    async fn the_kernel_looks_after_the_other_end_of_a_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         lifeline::watch(&stream).unwrap();

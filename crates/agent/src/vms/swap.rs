@@ -8,6 +8,8 @@
 //!  runtime: new, beside: -
 //!
 //!  before resume(new), at any point: take_back    the new VMM is dead for certain, the old one runs
+//!  in resume(new), before the VM ran: NeverRan    the new VMM is dead for certain; take_back follows
+//!  in resume(new), when it may have run            the new VMM died: the old one is ended too, the VM is lost
 //! ```
 //!
 //! Each is idempotent. Which VMM may run the VM is the maintenance journal's to say; nothing here decides it.

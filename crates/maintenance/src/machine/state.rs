@@ -26,6 +26,7 @@ pub(super) const fn attempts(op: Op) -> u32 {
         _ => ATTEMPTS,
     }
 }
+
 /// Attempts to restore a VM's state after a jump, before it is kept and reported.
 pub(super) const RESTORES: u32 = 3;
 

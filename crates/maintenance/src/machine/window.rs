@@ -339,8 +339,8 @@ impl State {
         if entries.is_empty() && !waiting && !open { self.go_back() } else { entries }
     }
 
-    /// In the new kernel: the most urgent VMs first, as many at once as the host has processors for. None waits for one that does
-    /// not load: between two tries of one, others begin.
+    /// In the new kernel: the most urgent VMs first, as many at once as the order allows. One whose state does not load gives up its
+    /// place between two tries; one that hangs keeps it until its act is overdue.
     fn beyond(&self, now: Now) -> Vec<Entry> {
         let mut entries = Vec::new();
         let mut open = false;
