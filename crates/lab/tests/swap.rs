@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use fermata_lab::payload::vmm_binary;
 use fermata_lab::swaps::guest::{Format, Guest};
 use fermata_lab::swaps::measure::{self, Update};
 use fermata_lab::{Host, Lab, LabSpec};
@@ -41,7 +42,12 @@ const USELESS: &str = "[vmm.\"9.0\"]\nbinary = \"/nowhere/qemu\"\n[vmm.\"9.1\"]\
 fn a_vm_keeps_everything_while_its_vmm_changes() {
     let lab = Lab::up(&LabSpec::for_test("swap", 1)).unwrap();
     let host = lab.host(1);
-    host.run(&format!("cat >>/etc/fermata/agent.toml <<'E'\n{USELESS}E\nsystemctl restart fermata-agent")).unwrap();
+    // The update brings 11.1, so the configuration does not name it.
+    let configure = format!(
+        "sed -i '/^.vmm.\"11.1\"/,/^binary/d' /etc/fermata/agent.toml && cat >>/etc/fermata/agent.toml <<'E'\n{USELESS}E\n\
+         systemctl restart fermata-agent"
+    );
+    host.run(&configure).unwrap();
     host.wait_agent_ready(Duration::from_secs(60)).unwrap();
     let guests = [linux(), windows_profile()];
     for guest in &guests {
@@ -62,8 +68,10 @@ fn a_vm_keeps_everything_while_its_vmm_changes() {
 
 /// Up by `cpr-transfer`, down by a file, because the older one does not read what the newer one sends.
 fn to_the_newer_and_back_with_everything_kept(host: &Host, guests: &[Guest]) {
-    for (to, way) in [("11.1", "transfer"), ("10.0", "file")] {
-        for swap in measure::swap(host, guests, &Update::to(to)).unwrap() {
+    let up = Update::to("11.1").bringing(&vmm_binary("11.1"));
+    for (update, way) in [(up, "transfer"), (Update::to("10.0"), "file")] {
+        let to = update.to.as_str();
+        for swap in measure::swap(host, guests, &update).unwrap() {
             println!("{}", serde_json::to_string(&swap).unwrap());
             assert_eq!((swap.outcome.as_str(), swap.to.as_str(), swap.way), ("done: updated", to, way), "{swap:?}");
             assert!(swap.boot_id_kept, "{swap:?}");
@@ -91,6 +99,19 @@ fn refusals_come_before_anything_happens(host: &Host) {
         ("not-qemu", "kind = \"vmm\"\n[change]\nvmm = \"9.2\"\n", "/bin/true"),
         ("no-such-vmm", "kind = \"vmm\"\n[change]\nvmm = \"12.9\"\n", "12.9"),
         ("no-undo", "kind = \"service\"\n[change]\ncommand = [\"/bin/true\"]\ntimeout_ms = 1000\n", "undo"),
+        ("not-brought", "kind = \"vmm\"\n[change]\nvmm = \"11.1\"\n", "name its `binary` in the update"),
+        ("brings-nothing", "kind = \"vmm\"\n[change]\nvmm = \"11.1\"\nbinary = \"/nowhere/qemu\"\n", "/nowhere/qemu"),
+        ("brings-no-qemu", "kind = \"vmm\"\n[change]\nvmm = \"11.1\"\nbinary = \"/bin/true\"\n", "/bin/true"),
+        (
+            "brings-another",
+            "kind = \"vmm\"\n[change]\nvmm = \"12.0\"\nbinary = \"/usr/lib/fermata-lab/vmm/11.1/bin/qemu-system-x86_64\"\n",
+            "is QEMU 11.1, not 12.0",
+        ),
+        (
+            "known-elsewhere",
+            "kind = \"vmm\"\n[change]\nvmm = \"10.0\"\nbinary = \"/bin/true\"\n",
+            "has VMM 10.0 already",
+        ),
         (
             "relative",
             "kind = \"service\"\n[change]\ncommand = [\"true\"]\ntimeout_ms = 1000\nundo_needed = false\n",
@@ -104,6 +125,7 @@ fn refusals_come_before_anything_happens(host: &Host) {
         assert!(refused.stderr.contains(way_out), "{id}: {}", refused.stderr);
     }
     assert_eq!(json(host, "maintenance list"), Value::Array(vec![]));
+    assert!(!host.run("fermata host show").unwrap().contains("11.1"), "a refused update brings nothing");
 }
 
 fn a_held_vm_goes_on_whatever_the_step_does(host: &Host) {

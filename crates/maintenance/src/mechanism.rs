@@ -103,7 +103,7 @@ impl fmt::Display for Refusal {
 pub enum Reason {
     /// The host does not know the VMM.
     #[error(
-        "VMM {version} is not known to this host; add [vmm.\"{version}\"] with its binary to the agent's configuration"
+        "VMM {version} is not known to this host; name its `binary` in the update, or add [vmm.\"{version}\"] to the agent's configuration"
     )]
     VmmUnknown {
         /// The version asked for.

@@ -166,9 +166,11 @@ async fn resume(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmV
 fn maintain_failure(error: &MaintainError) -> Response {
     let status = match error {
         MaintainError::NoSuch(_) => StatusCode::NOT_FOUND,
-        MaintainError::Update(_) | MaintainError::Id(_) => StatusCode::BAD_REQUEST,
+        MaintainError::Update(_) | MaintainError::Id(_) | MaintainError::Binary { .. } => StatusCode::BAD_REQUEST,
         MaintainError::Order(_) | MaintainError::Busy(_) | MaintainError::Over(_) => StatusCode::CONFLICT,
-        MaintainError::Journal(_) | MaintainError::Start(_) | MaintainError::Vm(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        MaintainError::Journal(_) | MaintainError::Start(_) | MaintainError::Vm(_) | MaintainError::Bring { .. } => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     };
     refusal(status, error.code(), crate::chain(error))
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use fermata_maintenance::forecast::History;
 use fermata_maintenance::mechanism::{HostFacts, VmFacts, VmmFacts};
+use fermata_maintenance::update::{Change, Update};
 use fermata_vault::memory::Kind;
+use fermata_vmm::inspect::VmmInfo;
 use fermata_vmm::qmp::{QueryMigrate, QueryStatus};
 
 use crate::vms::{VmError, Vms};
@@ -14,21 +16,14 @@ use crate::vms::{VmError, Vms};
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// The host's facts, and those of each VM that runs.
-pub(super) async fn gather(vms: &Vms, history: History) -> Result<(HostFacts, Vec<VmFacts>), VmError> {
-    let mut found = BTreeMap::new();
-    for (version, vmm) in vms.vmms().await.iter() {
-        let facts = match vmm {
-            Ok(info) => VmmFacts {
-                unusable: None,
-                machines: info.machines.clone(),
-                cpr_transfer: info.cpr_transfer,
-                cpr_reboot: info.cpr_reboot,
-            },
-            Err(reason) => {
-                VmmFacts { unusable: Some(reason.clone()), machines: [].into(), cpr_transfer: false, cpr_reboot: false }
-            }
-        };
-        found.insert(*version, facts);
+///
+/// # Errors
+/// A VM cannot be asked.
+pub(super) async fn gather(vms: &Vms, history: History, update: &Update) -> Result<(HostFacts, Vec<VmFacts>), VmError> {
+    let mut found: BTreeMap<_, _> =
+        vms.vmms().await.iter().map(|(version, vmm)| (*version, facts_of(vmm.as_ref()))).collect();
+    if let Change::Vmm { version, binary: Some(binary), .. } = &update.change {
+        found.insert(*version, facts_of(vms.examine_vmm(*version, binary).await.as_ref()));
     }
     let host = HostFacts { vmms: found, kexec_obstacles: kexec_obstacles(vms), history };
     let mut facts = Vec::new();
@@ -56,6 +51,20 @@ pub(super) async fn gather(vms: &Vms, history: History) -> Result<(HostFacts, Ve
         });
     }
     Ok((host, facts))
+}
+
+fn facts_of(found: Result<&VmmInfo, &String>) -> VmmFacts {
+    match found {
+        Ok(info) => VmmFacts {
+            unusable: None,
+            machines: info.machines.clone(),
+            cpr_transfer: info.cpr_transfer,
+            cpr_reboot: info.cpr_reboot,
+        },
+        Err(reason) => {
+            VmmFacts { unusable: Some(reason.clone()), machines: [].into(), cpr_transfer: false, cpr_reboot: false }
+        }
+    }
 }
 
 /// Why the host's kernel cannot be changed under VMs.

@@ -35,8 +35,8 @@ use fermata_maintenance::machine::{Act, ActId, ActResult, Input, Maintenance, Op
 use fermata_maintenance::mechanism::{self, Choice};
 use fermata_maintenance::order::{Order, OrderError};
 use fermata_maintenance::report::Report;
-use fermata_maintenance::update::{Update, UpdateError};
-use fermata_model::Mechanism;
+use fermata_maintenance::update::{Change, Update, UpdateError};
+use fermata_model::{Mechanism, VmmVersion};
 use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -75,6 +75,22 @@ pub enum MaintainError {
     /// VMs or their facts.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// The VMM that an update brings.
+    #[error("update file: `binary` {}: {reason}", binary.display())]
+    Binary {
+        /// The file.
+        binary: PathBuf,
+        /// What is wrong with it, and the way out.
+        reason: String,
+    },
+    /// It cannot be written down that this host has a VMM now.
+    #[error("VMM {version} cannot be written down in the agent's state folder; nothing was begun")]
+    Bring {
+        /// The VMM.
+        version: VmmVersion,
+        /// Why not.
+        source: std::io::Error,
+    },
 }
 
 impl MaintainError {
@@ -82,7 +98,8 @@ impl MaintainError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::Update(_) => "bad-update",
+            Self::Update(_) | Self::Binary { .. } => "bad-update",
+            Self::Bring { .. } => "not-begun",
             Self::Order(_) => "refused",
             Self::Journal(_) => "journal-failed",
             Self::Start(_) => "not-begun",
@@ -167,13 +184,18 @@ impl Maintain {
     /// [`MaintainError::Update`] when the file is not sound.
     pub async fn check(&self, file: &str) -> Result<(Update, Choice), MaintainError> {
         let update = Update::from_toml(file)?;
+        if let Change::Vmm { version, binary: Some(binary), .. } = &update.change
+            && let Err(reason) = self.vms.examine_vmm(*version, binary).await
+        {
+            return Err(MaintainError::Binary { binary: binary.clone(), reason });
+        }
         let choice = self.choose(&update).await?;
         Ok((update, choice))
     }
 
     async fn choose(&self, update: &Update) -> Result<Choice, MaintainError> {
         let history = Journal::open(&self.journal)?.history()?;
-        let (host, vms) = facts::gather(&self.vms, history).await?;
+        let (host, vms) = facts::gather(&self.vms, history, update).await?;
         Ok(mechanism::choose(update, &host, &vms))
     }
 
@@ -203,11 +225,18 @@ impl Maintain {
         }
         update.harshest = terms.harshest.map_or(update.harshest, |harshest| harshest.min(update.harshest));
         let gate = announce::gate(self, now.wall.after(update.notice));
+        let brought = match &update.change {
+            Change::Vmm { version, binary, .. } => binary.clone().map(|binary| (*version, binary)),
+            _ => None,
+        };
         // One more than processors: while one waits for its disk, another can work.
         let restores = std::thread::available_parallelism().map_or(1, usize::from) + 1;
         let order = Order::new(id.clone(), update, choice, gate)?.restoring_at_once(restores);
         if let Some(active) = self.active() {
             return Err(MaintainError::Busy(active.id));
+        }
+        if let Some((version, binary)) = brought {
+            self.vms.bring_vmm(version, &binary).map_err(|source| MaintainError::Bring { version, source })?;
         }
         let (maintenance, acts) = Maintenance::begin(order, self.boot.clone(), journal, now)?;
         self.drive(maintenance, acts);

@@ -57,13 +57,11 @@ pub(super) async fn vmm_info(vms: &Vms, version: VmmVersion) -> Result<VmmInfo, 
 
 /// The binary of a VMM that this host has.
 pub(super) fn vmm_binary(vms: &Vms, version: VmmVersion) -> Result<std::path::PathBuf, VmError> {
-    match vms.config.vmm.get(&version) {
-        Some(vmm) => Ok(vmm.binary.clone()),
-        None => {
-            let known = vms.config.vmm.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            Err(VmError::UnknownVmm { wanted: version, known })
-        }
-    }
+    let mut binaries = vms.vmms.binaries();
+    binaries.remove(&version).ok_or_else(|| {
+        let known = binaries.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        VmError::UnknownVmm { wanted: version, known }
+    })
 }
 
 /// The newest machine type that every usable VMM knows: a VM born with it can run on each of them.

@@ -32,10 +32,11 @@ mod view;
 mod vmms;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use fermata_model::{VmDefinition, VmName, VmSpec};
+use fermata_model::{VmDefinition, VmName, VmSpec, VmmVersion};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use uuid::Uuid;
 
@@ -118,7 +119,7 @@ impl Vms {
     pub fn new(config: Config, inventory: Inventory, links: Links, units: Units, boot: Uuid) -> Self {
         let kvm = fermata_vault::kvm::usable().map_err(|e| e.to_string());
         let tsc_khz = fermata_vault::kvm::guest_tsc_khz();
-        let (vmms, gone) = (Vmms::open(&config.run_dir), broadcast::Sender::new(GONE_KEPT));
+        let (vmms, gone) = (Vmms::open(&config), broadcast::Sender::new(GONE_KEPT));
         let user = users::find(&config.vm_user).ok();
         let vaults = Vaults::open(&config.vault, user.as_ref());
         let (events, slots) = (OnceLock::new(), Mutex::default());
@@ -145,10 +146,23 @@ impl Vms {
         Ok(())
     }
 
-    /// What the configured VMMs are. Asking one takes a second or more, so it is done once per binary, and whoever needs
+    /// What the VMMs of this host are. Asking one takes a second or more, so it is done once per binary, and whoever needs
     /// the answer first waits for it; VMs that run never do.
     pub async fn vmms(&self) -> Arc<FoundVmms> {
-        self.vmms.look(&self.config).await
+        self.vmms.look().await
+    }
+
+    /// What a binary is that an update names for a version.
+    pub(crate) async fn examine_vmm(&self, version: VmmVersion, binary: &Path) -> FoundVmm {
+        self.vmms.examine(version, binary).await
+    }
+
+    /// Has the VMM of an update from now on.
+    ///
+    /// # Errors
+    /// The state folder cannot be written; nothing has changed then.
+    pub(crate) fn bring_vmm(&self, version: VmmVersion, binary: &Path) -> std::io::Result<()> {
+        self.vmms.bring(version, binary)
     }
 
     /// The host's configuration.

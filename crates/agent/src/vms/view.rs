@@ -40,16 +40,17 @@ impl Vms {
             records.iter().filter(runs).map(|r| r.definition.name.clone()).collect()
         };
         let all_found = self.vmms().await;
-        let vmms = self.config.vmm.iter().map(|(version, vmm)| VmmView {
-            version: *version,
-            binary: vmm.binary.clone(),
-            default: *version == self.config.default_vmm(),
-            found: match all_found.get(version) {
+        let binaries = self.vmms.binaries().into_iter();
+        let vmms = binaries.map(|(version, binary)| VmmView {
+            version,
+            binary,
+            default: version == self.config.default_vmm(),
+            found: match all_found.get(&version) {
                 Some(Ok(info)) => Ok(info.full_version.clone()),
                 Some(Err(reason)) => Err(reason.clone()),
                 None => Err("not looked at".to_owned()),
             },
-            vms: runs_on(*version),
+            vms: runs_on(version),
         });
         let bridges = self.config.bridges.iter().map(|bridge| BridgeView {
             name: bridge.name.to_string(),

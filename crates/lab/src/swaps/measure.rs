@@ -28,22 +28,31 @@ pub struct Update {
     pub to: String,
     /// How many VMs at once.
     pub parallelism: usize,
+    /// Where the VMM is, for a host whose configuration does not say.
+    pub binary: Option<String>,
 }
 
 impl Update {
     /// To a version, VMs one after the other.
     #[must_use]
     pub fn to(version: &str) -> Self {
-        Self { to: version.to_owned(), parallelism: 1 }
+        Self { to: version.to_owned(), parallelism: 1, binary: None }
+    }
+
+    /// The same, for a host that does not know this VMM yet.
+    #[must_use]
+    pub fn bringing(self, binary: &str) -> Self {
+        Self { binary: Some(binary.to_owned()), ..self }
     }
 
     /// Its file. The same update is the same file: Fermata refuses two contents under one id.
     #[must_use]
     pub fn toml(&self) -> String {
-        let Self { to, parallelism } = self;
+        let Self { to, parallelism, binary } = self;
+        let binary = binary.as_ref().map_or_else(String::new, |binary| format!("binary = \"{binary}\"\n"));
         format!(
             "id = \"to-{}-by-{parallelism}\"\ntitle = \"VMM {to}\"\nkind = \"vmm\"\nnotice_s = 0\n\
-             parallelism = {parallelism}\n[change]\nvmm = \"{to}\"\nagain = true\n",
+             parallelism = {parallelism}\n[change]\nvmm = \"{to}\"\nagain = true\n{binary}",
             to.replace('.', "-")
         )
     }
