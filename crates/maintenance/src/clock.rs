@@ -5,7 +5,7 @@
 //!            v                                                        │
 //!  start ─> measure ─ wrong ─> set to a target time ─> reset RTC ─> measure ─ right ─> corrected
 //!            │ └─ right ─> within tolerance                           │
-//!            └─ no answers, or too slow to tell ──────────────────────┴─> not corrected (reason, what helps)
+//!            └─ no answers for long, or too slow to tell────────────────────┴─> not corrected (reason, what helps)
 //! ```
 //!
 //! QEMU resumes with the guest's time standing where it stood, so the wall clock is behind by the blackout. It is put
@@ -31,8 +31,10 @@ pub const TOLERANCE: Duration = Duration::from_millis(50);
 const SHARP: Duration = Duration::from_millis(5);
 const READINGS: u32 = 3;
 const STEPS: u32 = 3;
-/// Messages that may fail in all, before the guest counts as unreachable.
+/// A guest counts as unreachable when this many messages failed,
 const FAILURES: u32 = 6;
+/// and not before this time: one of a busy host answers late.
+pub const UNHEARD: Duration = Duration::from_secs(24);
 
 /// What came of putting a clock right. Errors are guest (or host) time minus true time, in microseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,14 +128,9 @@ pub struct ClockTask {
     steps: u32,
     failures: u32,
     last_failure: String,
+    began: UnixNanos,
     /// Half the shortest round trip seen, for the target of a step.
     half_trip: i64,
-}
-
-impl Default for ClockTask {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 fn nanos(length: Duration) -> i64 {
@@ -141,9 +138,9 @@ fn nanos(length: Duration) -> i64 {
 }
 
 impl ClockTask {
-    /// Begins, right after RESUME.
+    /// Begins, right after RESUME, at host time `now`.
     #[must_use]
-    pub const fn new() -> Self {
+    pub const fn new(now: UnixNanos) -> Self {
         Self {
             doing: Doing::Measure,
             readings: 0,
@@ -152,6 +149,7 @@ impl ClockTask {
             steps: 0,
             failures: 0,
             last_failure: String::new(),
+            began: now,
             half_trip: i64::MAX,
         }
     }
@@ -159,7 +157,7 @@ impl ClockTask {
     /// What to do now, at host time `now`.
     #[must_use]
     pub fn next(&self, now: UnixNanos) -> ClockAct {
-        if self.failures >= FAILURES {
+        if self.failures >= FAILURES && now.0.saturating_sub(self.began.0) >= nanos(UNHEARD) {
             return ClockAct::Finish(not_corrected(format!("the guest agent does not answer: {}", self.last_failure)));
         }
         match self.doing {
@@ -271,8 +269,8 @@ mod tests {
 
     impl Guest {
         fn run(&mut self, delays: &[i64], lost: &[bool]) -> ClockOutcome {
-            let mut task = ClockTask::new();
-            for round in 0..100 {
+            let mut task = ClockTask::new(UnixNanos(self.host));
+            for round in 0..1_000 {
                 let pick = |shift: usize| delays[(2 * round + shift) % delays.len()];
                 let sent = UnixNanos(self.host);
                 let act = task.next(sent);
@@ -293,6 +291,7 @@ mod tests {
                 };
                 self.host += pick(1);
                 let answer = if lost[round % lost.len()] {
+                    self.host += 500 * MS;
                     ClockAnswer::Failed { reason: "timed out".to_owned() }
                 } else {
                     answer

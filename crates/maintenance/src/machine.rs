@@ -96,13 +96,6 @@ pub enum Input {
         /// What is known.
         reason: String,
     },
-    /// A program in the guest measured the blackout.
-    GuestMeasured {
-        /// The VM.
-        vm: VmName,
-        /// Without a tick.
-        blackout: std::time::Duration,
-    },
     /// The agent came back and replayed the journal; always the first input after [`State::replay`].
     Restarted {
         /// The boot it came back in.
@@ -141,10 +134,6 @@ fn fact(input: Input) -> Option<Entry> {
         Input::Approved { by } => Entry::Approved { by },
         Input::Abort { by, reason } => Entry::AbortAsked { by, reason },
         Input::VmGone { vm, reason } => Entry::VmGone { vm, reason },
-        Input::GuestMeasured { vm, blackout } => {
-            let blackout_us = u64::try_from(blackout.as_micros()).unwrap_or(u64::MAX);
-            Entry::GuestMeasured { vm, blackout_us }
-        }
         Input::Restarted { boot } => Entry::Restarted { boot },
     })
 }

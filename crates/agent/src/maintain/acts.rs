@@ -66,9 +66,16 @@ async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std:
     match op {
         Op::Rehearse => match state.order.update.change {
             Change::Vmm { version, .. } => {
-                vms.rehearse(vm, version, limit).await.map(|way| Evidence::Rehearsed { way })
+                let way = vms.rehearse(vm, version, limit).await;
+                match way {
+                    Ok(way) => Ok(Evidence::Rehearsed { way: Some(way), clock_us: clock::error_us(vms, vm).await }),
+                    Err(error) => Err(error),
+                }
             }
-            Change::Kernel(ref kernel) => vms.rehearse_carry(vm, kernel.vmm, limit).await.map(|()| Evidence::Done),
+            Change::Kernel(ref kernel) => match vms.rehearse_carry(vm, kernel.vmm, limit).await {
+                Ok(()) => Ok(Evidence::Rehearsed { way: None, clock_us: clock::error_us(vms, vm).await }),
+                Err(error) => Err(error),
+            },
             Change::Package { .. } | Change::Service { .. } => Ok(Evidence::Done),
         },
         Op::Save => vms.save(vm, limit).await.map(stopped),

@@ -171,10 +171,14 @@ pub enum Evidence {
         /// The answer.
         choice: Choice,
     },
-    /// `Rehearse`, for a swap: which way works.
+    /// `Rehearse`.
     Rehearsed {
-        /// The way that the VM will go.
-        way: Way,
+        /// The way that the VM will go, for a swap.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        way: Option<Way>,
+        /// The error of the guest's clock while it runs, in microseconds, where its agent told.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        clock_us: Option<i64>,
     },
     /// `Hold`, `HandOver`, `Save`: when the vCPUs stopped (time stamp of QMP's STOP event).
     Stopped {

@@ -67,13 +67,6 @@ pub enum Entry {
         /// What is known.
         reason: String,
     },
-    /// Fact: the blackout as a program in the guest measured it.
-    GuestMeasured {
-        /// The VM.
-        vm: VmName,
-        /// Microseconds without a tick.
-        blackout_us: u64,
-    },
     /// Intent: what comes next would not fit into the pause any more; go back.
     TooLate {
         /// For what.
@@ -105,7 +98,6 @@ impl Entry {
             | Self::Approved { .. }
             | Self::AbortAsked { .. }
             | Self::VmGone { .. }
-            | Self::GuestMeasured { .. }
             | Self::Restarted { .. }
             | Self::JournalFailed { .. } => true,
             Self::Planned { .. }

@@ -102,12 +102,14 @@ pub struct VmState {
     pub pauses: Vec<Duration>,
     /// When each of them began; `None` where no time stamp of it came.
     pub pauses_began: Vec<Option<Wall>>,
-    /// The longest blackout that a program in the guest measured.
+    /// The longest blackout by the guest's own clock: how far it fell behind in it.
     pub guest_blackout: Option<Duration>,
     /// What came of its clock after its last pause.
     pub clock: Option<ClockOutcome>,
     /// How its state goes over to the new VMM (swap), once a rehearsal has told.
     pub way: Option<Way>,
+    /// The error of its clock when it was last known to be undisturbed, in microseconds.
+    pub(super) clock_us: Option<i64>,
     pub(super) stopped: Option<Wall>,
     pub(super) new_started: bool,
     pub(super) armed: bool,
@@ -118,6 +120,26 @@ pub struct VmState {
     pub unsure: Option<Unsure>,
     /// Found running after it had stood since then: its last pause counts until that was seen, unless the dead-man knows better.
     pub(super) found_running: Option<Now>,
+}
+
+impl VmState {
+    /// What came of the clock after a pause, and what that tells of the pause: a guest's clock stands while its vCPUs do. One that is
+    /// much less behind was put right by the guest itself, and tells nothing.
+    fn clock_read(&mut self, outcome: &ClockOutcome) {
+        let (found, left) = match outcome {
+            ClockOutcome::Corrected { before_us, after_us } => (Some(*before_us), Some(*after_us)),
+            ClockOutcome::WithinTolerance { error_us } => (Some(*error_us), Some(*error_us)),
+            ClockOutcome::NotCorrected { .. } => (None, None),
+        };
+        let behind = self.clock_us.zip(found).map(|(before, after)| before.saturating_sub(after));
+        let behind = behind.and_then(|us| u64::try_from(us).ok()).map(Duration::from_micros);
+        let stood = self.pauses.last().copied().unwrap_or_default();
+        if let Some(behind) = behind.filter(|behind| *behind >= stood / 2) {
+            self.guest_blackout = self.guest_blackout.max(Some(behind));
+        }
+        self.clock_us = left;
+        self.clock = Some(outcome.clone());
+    }
 }
 
 /// A pause that may have been.
@@ -230,6 +252,7 @@ impl State {
                 guest_blackout: None,
                 clock: None,
                 way: None,
+                clock_us: None,
                 stopped: None,
                 new_started: false,
                 armed: false,
@@ -340,12 +363,6 @@ impl State {
                 self.fail(None, format!("no time left in the pause to {op}: what came before took too long"), false);
             }
             Entry::VmGone { vm, reason } => self.gone(vm, reason),
-            Entry::GuestMeasured { vm, blackout_us } => {
-                if let Some(vm) = self.vms.get_mut(vm) {
-                    let measured = Duration::from_micros(*blackout_us);
-                    vm.guest_blackout = Some(vm.guest_blackout.map_or(measured, |known| known.max(measured)));
-                }
-            }
             Entry::Restarted { boot } => self.restarted(boot, at),
             Entry::JournalFailed { reason } => {
                 self.round_failed = true;
@@ -436,8 +453,8 @@ impl State {
                 vm.phase = VmPhase::Paused { since };
             }
             (Op::Rehearse, _) => {
-                if let Evidence::Rehearsed { way } = evidence {
-                    vm.way = Some(*way);
+                if let Evidence::Rehearsed { way, clock_us } = evidence {
+                    (vm.way, vm.clock_us) = (*way, *clock_us);
                 }
             }
             (Op::Restore, VmPhase::Carried { since }) => vm.phase = VmPhase::Paused { since: *since },
@@ -480,7 +497,7 @@ impl State {
             (Op::DisarmDeadMan, _) => vm.armed = false,
             (Op::SetClock, _) => {
                 if let Evidence::Clock { outcome } = evidence {
-                    vm.clock = Some(outcome.clone());
+                    vm.clock_read(outcome);
                 }
             }
             _ => {}

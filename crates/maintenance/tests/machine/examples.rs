@@ -53,6 +53,19 @@ fn a_swap_goes_in_this_order() {
 }
 
 #[test]
+fn a_guests_clock_tells_how_long_it_stood() {
+    for update in [SWAP, KERNEL] {
+        let run = smooth(update, 1);
+        let (name, vm) = run.state.vms.first_key_value().unwrap();
+        let stood = run.world.vms[name].longest_pause;
+        assert!(stood > 0);
+        assert_eq!(vm.guest_blackout, Some(Duration::from_micros(stood)), "{update}");
+    }
+    // Nothing is rehearsed, so nobody knows what the clock said before.
+    assert_eq!(smooth(HOLD, 1).state.vms.values().next().unwrap().guest_blackout, None);
+}
+
+#[test]
 fn a_hold_goes_in_this_order() {
     let run = smooth(HOLD, 1);
     assert_eq!(run.state.outcome, Some(Outcome::Done));

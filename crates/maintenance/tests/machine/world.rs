@@ -107,6 +107,8 @@ pub(crate) struct Vm {
     pub(crate) budget: PauseBudget,
     pub(crate) mechanism: Mechanism,
     pub(crate) clock_set: bool,
+    /// How far the guest's clock is behind, in microseconds: it stands while the vCPUs do.
+    pub(crate) behind_us: u64,
 }
 
 impl Vm {
@@ -224,6 +226,7 @@ impl World {
                 budget: plan.budget,
                 mechanism: plan.mechanism,
                 clock_set: true,
+                behind_us: 0,
             };
             (plan.vm.clone(), vm)
         };
@@ -288,6 +291,7 @@ impl World {
         assert!(!(vm.old.running && vm.new.running), "P1: two VMMs run VM {name}");
         if let Some(stopped) = vm.stopped_at.take() {
             vm.longest_pause = vm.longest_pause.max(now - stopped);
+            vm.behind_us += now - stopped;
         }
     }
 
@@ -475,6 +479,8 @@ impl World {
                     vm.new = Vmm { alive: true, running: false, loaded: true };
                     vm.died = false;
                 }
+                // Its clock runs ahead a little.
+                Op::Rehearse => return Ok(Evidence::Rehearsed { way: None, clock_us: Some(3_000) }),
                 Op::ShutDown => {
                     vm.old = Vmm::default();
                     vm.started_anew = true;
@@ -489,7 +495,8 @@ impl World {
                 Op::SetClock => {
                     assert!(vm.running(), "the clock of a stopped VM {name}");
                     vm.clock_set = true;
-                    let outcome = ClockOutcome::Corrected { before_us: -5_000, after_us: 10 };
+                    let before_us = 3_000 - i64::try_from(std::mem::take(&mut vm.behind_us)).unwrap();
+                    let outcome = ClockOutcome::Corrected { before_us, after_us: 3_000 };
                     return Ok(Evidence::Clock { outcome });
                 }
                 _ => {}
