@@ -113,6 +113,15 @@ enum Bench {
         /// Swaps of every size.
         #[arg(long)]
         swaps: Option<usize>,
+        /// Swaps of the first size, in a row, with what the host holds counted before and after.
+        #[arg(long)]
+        in_a_row: Option<usize>,
+        /// How many VMs at once, and one by one; 0 for none.
+        #[arg(long)]
+        many: Option<usize>,
+        /// Memory in MiB and processors of VMs that are measured one after the other, such as `256x1,2048x2`.
+        #[arg(long, value_delimiter = ',')]
+        sizes: Vec<String>,
     },
     /// Kernels that change under running VMs, beside the floor and beside a restart by hand: `target/bench/kexec.json`.
     Kexec {
@@ -201,7 +210,9 @@ fn run() -> Result<()> {
             if words.is_empty() { imds::clients() } else { Ok(()) }
         }
         Task::Bench(Bench::Imds { seconds }) => imds::bench(seconds),
-        Task::Bench(Bench::Swap { quick, swaps }) => bench::run(&bench::plan(quick, swaps)?),
+        Task::Bench(Bench::Swap { quick, swaps, in_a_row, many, sizes }) => {
+            bench::run(&bench::plan(quick, &bench::Wishes { swaps, in_a_row, many, sizes })?)
+        }
         Task::Bench(Bench::Kexec { quick }) => {
             kexecs::bench::run(&if quick { kexecs::bench::Plan::quick() } else { kexecs::bench::Plan::full() })
         }

@@ -21,6 +21,7 @@ use serde_json::Value;
 use super::change;
 use crate::{
     cases::{self, Book},
+    command::await_some,
     host::Host,
     lab::Lab,
     spec::{HostSpec, Kernel, LabSpec},
@@ -281,7 +282,7 @@ impl<'a> Bed<'a> {
         if fault == Fault::Panic {
             let running = self.host.run("cat /proc/cmdline")?;
             update = update.replace("id = \"", "id = \"panic-")
-                + &format!("cmdline = \"{} init=/nowhere\"\n", running.trim());
+                + &format!("cmdline = \"{} rdinit=/nowhere root=/dev/nowhere\"\n", running.trim());
         }
         self.host.write("/root/kernel.toml", &update)?;
         let begun = self.host.run("fermata --json update apply --detach /root/kernel.toml")?;
@@ -354,9 +355,10 @@ impl<'a> Bed<'a> {
             }
             Fault::VmmKilled => "kill -9 $(pgrep -f '^/[^ ]*qemu-system[^ ]* -name guest=g1,')".to_owned(),
             Fault::JumpRefused => "fermata-probe unload".to_owned(),
-            Fault::NoVaultModules => format!(
-                "mkdir -p /root/aside && mv {next}/kernel/drivers/dax /root/aside/ && depmod -a \"$(basename {next})\" && sync"
-            ),
+            // Without `depmod`, which takes longer than a VM that stands may wait for the jump.
+            Fault::NoVaultModules => {
+                format!("mkdir -p /root/aside && mv {next}/kernel/drivers/dax /root/aside/ && sync")
+            }
             Fault::Panic => "true".to_owned(),
             Fault::DiskMissing => "mv /srv/g1.img /srv/g1.aside && sync".to_owned(),
             Fault::StateFlipped => format!("fermata-probe flip {VAULT} states"),
@@ -377,18 +379,19 @@ impl<'a> Bed<'a> {
     /// Waits until the maintenance has ended, in this kernel or in another: whether there is a jump is the agent's to decide.
     fn settle(&self) -> Result<()> {
         let over = "timeout 100 sh -c 'until fermata --json maintenance list | grep -Eq \"\\\"outcome\\\": *\\\"\"; do sleep 0.5; done'";
-        for _ in 0..5 {
+        let ended = await_some(change::UP, Duration::from_secs(1), || {
             let ready = self.host.wait_agent_ready(Duration::from_secs(60));
             if ready
                 .and_then(|()| self.host.exec_within(over, Duration::from_secs(130)))
                 .is_ok_and(|output| output.status == 0)
             {
-                return Ok(());
+                return Ok(Some(()));
             }
             // It may lead into a kernel that is gone.
             self.host.forget_connections();
-        }
-        bail!("the maintenance does not end\n{}", self.host.console_tail(15))
+            Ok(None)
+        })?;
+        ended.with_context(|| format!("the maintenance does not end\n{}", self.host.console_tail(15)))
     }
 
     /// What is not as it must be.
@@ -459,6 +462,9 @@ impl<'a> Bed<'a> {
                 }
             }
         }
+        if matches!(fault, Fault::Panic | Fault::NoVaultModules) && self.release()? != from {
+            broken.push("the kernel that cannot be used is in use".to_owned());
+        }
         if report["outcome"] != "done" && !report["trouble"]["text"].is_string() {
             broken.push("failed without a reason".to_owned());
         }
@@ -470,7 +476,7 @@ impl<'a> Bed<'a> {
         let restart = "systemctl restart fermata-agent";
         let script = match fault {
             Fault::NoVaultModules => {
-                "for modules in /lib/modules/*; do test -e $modules/kernel/drivers/dax || { mv /root/aside/dax $modules/kernel/drivers/ && depmod -a $(basename $modules); }; done".to_owned()
+                "for modules in /lib/modules/*; do test -e $modules/kernel/drivers/dax || { mv /root/aside/dax $modules/kernel/drivers/; }; done; sync".to_owned()
             }
             Fault::DiskMissing => "mv /srv/g1.aside /srv/g1.img".to_owned(),
             Fault::StateFlipped => "fermata-probe flip /dev/dax0.0 states".to_owned(),

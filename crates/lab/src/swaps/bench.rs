@@ -343,7 +343,7 @@ impl Bench<'_> {
         // Up and down are told apart, and each takes part in both.
         for parallelism in [1, self.plan.many, self.plan.many, 1] {
             let from = measure::vmm_of(self.host, &guests[0].name)?;
-            let update = Update { to: self.next(&from).to_owned(), parallelism };
+            let update = Update { parallelism, ..Update::to(self.next(&from)) };
             let swaps = measure::swap(self.host, &guests, &update)?;
             let figures = Figures::of(swaps.iter().filter_map(|swap| swap.host_blackout_ms));
             self.say(&format!("{} VMs, {parallelism} at once: host blackout {} ms", guests.len(), figures.text()));
@@ -530,22 +530,62 @@ fn promises(measured: &Measured, transfer: &[&Swap], host: Figures, floor: Figur
     })
 }
 
+/// What of a plan somebody wants otherwise.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    /// Swaps of each size.
+    pub swaps: Option<usize>,
+    /// Swaps of the first size, in a row.
+    pub in_a_row: Option<usize>,
+    /// How many VMs for the comparison of one and many; 0 for none.
+    pub many: Option<usize>,
+    /// Sizes such as `256x1`: memory in MiB and processors.
+    pub sizes: Vec<String>,
+}
+
 /// A plan from the words of a command.
 ///
 /// # Errors
-/// Too few swaps to count leaks.
-pub fn plan(quick: bool, swaps: Option<usize>) -> Result<Plan> {
+/// Too few swaps to count leaks; a size that is none.
+pub fn plan(quick: bool, wishes: &Wishes) -> Result<Plan> {
     let plan = if quick { Plan::quick() } else { Plan::full() };
-    match swaps {
-        Some(swaps) if swaps < 4 => bail!("--swaps {swaps}: use 4 or more; two warm up and the rest is measured"),
-        Some(swaps) => Ok(plan.with_swaps(swaps)),
-        None => Ok(plan),
+    for (option, count) in [("--swaps", wishes.swaps), ("--in-a-row", wishes.in_a_row)] {
+        if let Some(count) = count.filter(|count| *count < 4) {
+            bail!("{option} {count}: use 4 or more; two warm up and the rest is measured");
+        }
+    }
+    let plan = wishes.swaps.map_or(plan.clone(), |swaps| plan.with_swaps(swaps));
+    let sizes = wishes.sizes.iter().map(|text| size(text)).collect::<Result<Vec<_>>>()?;
+    Ok(Plan {
+        sizes: if sizes.is_empty() { plan.sizes } else { sizes },
+        in_a_row: wishes.in_a_row.unwrap_or(plan.in_a_row),
+        many: wishes.many.unwrap_or(plan.many),
+        ..plan
+    })
+}
+
+fn size(text: &str) -> Result<(u64, u32)> {
+    let parsed = text.split_once('x').and_then(|(mib, cpus)| Some((mib.parse().ok()?, cpus.parse().ok()?)));
+    match parsed {
+        Some((mib, cpus)) if mib >= 128 && cpus >= 1 => Ok((mib, cpus)),
+        _ => bail!("--sizes {text}: write memory in MiB (128 or more), an x, and processors, such as 256x1"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wishes_change_what_they_name_only() {
+        let wishes = Wishes { in_a_row: Some(100), sizes: vec!["512x2".to_owned()], ..Wishes::default() };
+        let plan = super::plan(true, &wishes).unwrap();
+        assert_eq!((plan.sizes, plan.in_a_row, plan.many, plan.swaps), (vec![(512, 2)], 100, 3, 6));
+        for size in ["512", "x1", "64x1", "512x0"] {
+            let wishes = Wishes { sizes: vec![size.to_owned()], ..Wishes::default() };
+            assert!(super::plan(true, &wishes).is_err(), "{size}");
+        }
+    }
 
     #[test]
     fn a_run_without_any_swap_has_every_key_and_no_number() {
@@ -563,8 +603,9 @@ mod tests {
 
     #[test]
     fn too_few_swaps_are_refused() {
-        assert!(plan(true, Some(3)).is_err());
-        assert_eq!(plan(true, Some(4)).unwrap().in_a_row, 4);
-        assert_eq!(plan(false, None).unwrap().in_a_row, 100);
+        let swaps = |count| Wishes { swaps: Some(count), ..Wishes::default() };
+        assert!(plan(true, &swaps(3)).is_err());
+        assert_eq!(plan(true, &swaps(4)).unwrap().in_a_row, 4);
+        assert_eq!(plan(false, &Wishes::default()).unwrap().in_a_row, 100);
     }
 }
