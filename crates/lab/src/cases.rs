@@ -92,8 +92,10 @@ impl<C: Case> Book<C> {
     fn write(&self, cut: Option<&str>) -> Result<()> {
         let hit = self.cases.iter().filter(|case| case.applied()).count();
         let summary = json!({"cases": self.cases.len(), "hit": hit, "broken": self.broken(), "cut_short": cut});
-        fs::write(&self.file, serde_json::to_vec_pretty(&json!({"cases": self.cases, "summary": summary}))?)?;
-        Ok(())
+        // Whoever ends this run now shall find the former file or this one.
+        let part = self.file.with_extension("part");
+        fs::write(&part, serde_json::to_vec_pretty(&json!({"cases": self.cases, "summary": summary}))?)?;
+        Ok(fs::rename(&part, &self.file)?)
     }
 
     /// Prints the table. `cut`: why it ended early, if it did.

@@ -58,8 +58,10 @@ impl Vms {
     /// Starts a VM that a maintenance has, from its disks: what was kept of it is given up. Whether it ran already.
     pub(crate) async fn start_for_maintenance(self: &Arc<Self>, name: &VmName) -> Result<bool, VmError> {
         let record = self.record(name).await?;
-        if let Some(runtime) = record.runtime.filter(|runtime| runtime.boot != self.boot) {
-            let slot = self.slot(name);
+        let slot = self.slot(name);
+        // A restore that was refused leaves a runtime of this boot, and no VMM.
+        let kept = slot.live().is_none() && self.vaults.keeps(record.definition.uuid);
+        if let Some(runtime) = record.runtime.filter(|runtime| runtime.boot != self.boot || kept) {
             let _turn = slot.operation.lock().await;
             self.tear_down(name, &runtime).await?;
         }
