@@ -161,7 +161,7 @@ impl Report {
             let paused = !vm.pauses.is_empty();
             let end = match &vm.phase {
                 VmPhase::Pausing { .. } | VmPhase::Paused { .. } | VmPhase::Carried { .. } => VmEnd::Paused,
-                VmPhase::Untouched | VmPhase::Resumed if vm.owner == Owner::New => VmEnd::Updated,
+                VmPhase::Untouched | VmPhase::Resumed if vm.owner == Owner::New && !state.led_back() => VmEnd::Updated,
                 VmPhase::Resumed if plan.mechanism == Mechanism::Hold && state.outcome == Some(Outcome::Done) => {
                     VmEnd::Updated
                 }

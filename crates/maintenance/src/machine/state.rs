@@ -313,6 +313,12 @@ impl State {
         }
     }
 
+    /// Whether the host came up in another kernel than it was to enter: it went back, or was led back.
+    #[must_use]
+    pub fn led_back(&self) -> bool {
+        self.crossed && self.settled(None, Op::CheckKernel) && !self.worked_already(None, Op::CheckKernel)
+    }
+
     /// Until when VMs that are paused together must be on their way back: `budget - reserve` after arming.
     pub(super) fn give_up(&self) -> Option<Mono> {
         let budget = self.order.common_budget();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fermata_maintenance::machine::{Act, Entry, Evidence, Op, Outcome, Owner, State, VmPhase};
+use fermata_maintenance::report::{Report, VmEnd};
 use fermata_maintenance::time::Mono;
 use fermata_maintenance::update::Section;
 
@@ -63,6 +64,17 @@ fn a_guests_clock_tells_how_long_it_stood() {
     }
     // Nothing is rehearsed, so nobody knows what the clock said before.
     assert_eq!(smooth(HOLD, 1).state.vms.values().next().unwrap().guest_blackout, None);
+}
+
+#[test]
+fn a_host_that_comes_back_into_its_old_kernel_tells_so() {
+    let run = failing(KERNEL, Op::CheckKernel);
+    assert_eq!(run.state.outcome, Some(Outcome::Failed));
+    let report = Report::of(&run.disk.entries).unwrap();
+    assert!(!report.change_in_effect);
+    for vm in &report.vms {
+        assert_eq!((&vm.end, vm.host_blackouts.len()), (&VmEnd::AsBefore, 1), "{}", vm.vm);
+    }
 }
 
 #[test]

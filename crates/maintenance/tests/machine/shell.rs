@@ -241,6 +241,12 @@ impl Run {
             );
             match &told.end {
                 VmEnd::Untouched | VmEnd::AsBefore | VmEnd::Updated => {
+                    let jumped = told.mechanism == Mechanism::Kexec && told.end == VmEnd::Updated;
+                    assert!(
+                        !jumped || self.world.kernel_is_new(),
+                        "{} is told to be on a kernel that is not there",
+                        told.vm
+                    );
                     assert!(vm.died || (vm.running() && !vm.started_anew), "{} is told {:?}", told.vm, told.end);
                 }
                 VmEnd::Restarted { .. } => {

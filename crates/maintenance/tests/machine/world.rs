@@ -270,6 +270,10 @@ impl World {
         self.random(2);
     }
 
+    pub(crate) fn kernel_is_new(&self) -> bool {
+        self.host == Effect::Changed
+    }
+
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         let at = (self.now - START) as f64 / 1e6;
         self.trace.push(format!("{at:>10.6} {}", text.into()));
