@@ -88,7 +88,11 @@ fn milliseconds(us: u64) -> String {
 }
 
 fn vm_line(vm: &VmProgress) -> String {
-    let longest = vm.host_blackouts_us.iter().max().map_or_else(|| "not paused".to_owned(), |us| milliseconds(*us));
+    let longest = match (vm.host_blackouts_us.iter().max(), vm.may_have_stood_us) {
+        (Some(us), _) => milliseconds(*us),
+        (None, Some(most)) => format!("not known, at most {}", milliseconds(most)),
+        (None, None) => "not paused".to_owned(),
+    };
     let guest = vm.guest_blackout_us.map_or_else(String::new, |us| format!(", {} in the guest", milliseconds(us)));
     let clock = vm.clock.as_ref().map_or_else(String::new, |clock| format!(", clock {clock}"));
     let forecast = milliseconds(vm.forecast_us);

@@ -235,7 +235,10 @@ pub struct VmProgress {
     pub forecast_us: u64,
     /// Every pause as the host measured it, in microseconds.
     pub host_blackouts_us: Vec<u64>,
-    /// The longest blackout that a program in the guest measured, in microseconds.
+    /// Where nobody knows whether it was paused: the longest that it may have been, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_have_stood_us: Option<u64>,
+    /// The longest blackout by the guest's own clock, in microseconds.
     #[serde(default)]
     pub guest_blackout_us: Option<u64>,
     /// What came of its clock, in words.

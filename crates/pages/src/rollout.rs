@@ -195,6 +195,8 @@ fn vms(report: &RolloutReport) -> Markup {
                             td class="number" { (length(vm.guest_blackout_us)) }
                             td class="number" { (length(Some(vm.forecast_us))) }
                             td { (vm.clock.as_deref().unwrap_or(NOT_MEASURED)) }
+                        } @else if let Some(most) = vm.may_have_stood_us {
+                            td class="number" { "not known, at most " (length(Some(most))) } td {} td {} td {}
                         } @else { td class="number" { "not paused" } td {} td {} td {} }
                         td { (vm.end) }
                     }

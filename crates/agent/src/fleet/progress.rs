@@ -19,6 +19,7 @@ pub(super) fn of(report: &Report) -> MaintenanceProgress {
         mechanism: vm.mechanism,
         forecast_us: us(vm.forecast.upper),
         host_blackouts_us: vm.host_blackouts.iter().map(|pause| us(pause.0)).collect(),
+        may_have_stood_us: vm.may_have_stood.map(us),
         guest_blackout_us: vm.guest_blackout.map(us),
         clock: vm.clock.as_ref().map(clock),
         end: end(&vm.end),

@@ -163,6 +163,7 @@ fn visit_progress() -> VisitProgress {
         mechanism: Mechanism::Swap,
         forecast_us: 1,
         host_blackouts_us: vec![1],
+        may_have_stood_us: Some(1),
         guest_blackout_us: Some(1),
         clock: Some(word()),
         end: word(),

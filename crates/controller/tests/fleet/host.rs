@@ -90,6 +90,7 @@ impl Host {
             mechanism: fermata_model::Mechanism::Swap,
             forecast_us: 10_000,
             host_blackouts_us: vec![7_000],
+            may_have_stood_us: None,
             guest_blackout_us: None,
             clock: None,
             end: "updated".into(),

@@ -151,7 +151,10 @@ fn milliseconds(us: u64) -> String {
 fn vm_line(vm: &VmProgress, stage: &str) -> Line<'static> {
     let blackout = match vm.host_blackouts_us.iter().max() {
         Some(longest) => format!("blackout {} of {} forecast", milliseconds(*longest), milliseconds(vm.forecast_us)),
-        None => format!("forecast {}", milliseconds(vm.forecast_us)),
+        None => match vm.may_have_stood_us {
+            Some(most) => format!("may have stood for up to {}", milliseconds(most)),
+            None => format!("forecast {}", milliseconds(vm.forecast_us)),
+        },
     };
     let guest = vm.guest_blackout_us.map_or_else(String::new, |us| format!(", {} in the guest", milliseconds(us)));
     Line::raw(format!("      {:<22} {:<6} {stage:<10} {blackout}{guest}, {}", vm.vm, vm.mechanism, vm.end))
@@ -186,6 +189,7 @@ mod tests {
             mechanism: fermata_model::Mechanism::Swap,
             forecast_us: 10_000,
             host_blackouts_us: vec![7_250],
+            may_have_stood_us: None,
             guest_blackout_us: None,
             clock: None,
             end: "updated".into(),
