@@ -76,9 +76,8 @@ fn the_canary_proves_itself_before_the_next(fleet: &Fleet) {
     let step = "kind = \"package\"\n[change]\ncommand = [\"/bin/true\"]\ntimeout_ms = 20000\n";
     fleet.plan("staged", step, "--notice 0 --policy /tmp/policy.json").unwrap();
     fleet.json("rollout start staged --reason test").unwrap();
-    let count = |all: &Value, phase: &str| {
-        all.as_array().unwrap().iter().filter(|host| host["phase"]["is"] == phase).count()
-    };
+    let count =
+        |all: &Value, phase: &str| all.as_array().unwrap().iter().filter(|host| host["phase"]["is"] == phase).count();
     let waits = fleet
         .await_json("rollout explain staged", "the rest waits for the operator", |all| {
             count(all, "done") == 1 && all.to_string().contains("approval")

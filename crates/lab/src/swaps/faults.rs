@@ -10,6 +10,8 @@
 
 use std::{
     fmt,
+    fs::{self, File},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -20,8 +22,10 @@ use serde_json::Value;
 use super::{guest::Guest, measure};
 use crate::{
     cases::{self, Book},
+    command,
     host::Host,
     lab::Lab,
+    paths,
     spec::LabSpec,
 };
 
@@ -279,6 +283,19 @@ impl<'a> Bed<'a> {
         Ok(Self { host, guest, small_disk: false })
     }
 
+    /// A disk for the agent's state alone, made here: hosts have no program for that.
+    fn give_small_disk(&self) -> Result<()> {
+        let folder = paths::workspace().join("target/bench");
+        fs::create_dir_all(&folder)?;
+        let image = folder.join("state.img");
+        File::create(&image)?.set_len(SMALL)?;
+        let mut mkfs = Command::new("/sbin/mkfs.ext4");
+        command::succeed(mkfs.args(["-q", "-F"]).arg(&image), Duration::from_secs(30))?;
+        self.host.copy_to(&image, "/srv/state.img")?;
+        fs::remove_file(&image)?;
+        self.host.run(SMALL_DISK).map(drop)
+    }
+
     /// A VM as at first, whatever the case before left.
     fn renew(&self) -> Result<()> {
         self.host.halt_agent_at(None, UNITS)?;
@@ -301,7 +318,7 @@ impl<'a> Bed<'a> {
     fn case(&mut self, step: &str, fault: Fault) -> Result<Case> {
         let began = Instant::now();
         if fault.needs_small_disk() && !self.small_disk {
-            self.host.run(SMALL_DISK)?;
+            self.give_small_disk()?;
             self.small_disk = true;
         }
         // What was measured is forgotten: a busy emulated host takes longer than the VM allows, and would rightly refuse the next change.
@@ -466,10 +483,14 @@ impl<'a> Bed<'a> {
 
 /// Moves the state folder to a file system of its own, small enough to fill.
 const SMALL_DISK: &str = "\
+    set -e
     systemctl stop fermata-agent
-    truncate -s 24M /srv/state.img && mkfs.ext4 -q -F /srv/state.img && mkdir -p /mnt/state && mount /srv/state.img /mnt/state
+    mkdir -p /mnt/state && mount /srv/state.img /mnt/state
     cp -a /var/lib/fermata/. /mnt/state/ && umount /mnt/state && mount /srv/state.img /var/lib/fermata
     systemctl start fermata-agent";
+
+/// Its size, in bytes.
+const SMALL: u64 = 24 << 20;
 
 #[cfg(test)]
 mod tests {
