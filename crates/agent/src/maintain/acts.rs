@@ -60,6 +60,21 @@ async fn begin(shell: &Maintain, state: &State, act: &Act) -> ActResult {
 }
 
 async fn on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std::time::Duration) -> ActResult {
+    let result = try_on_vm(shell, state, vm, op, limit).await;
+    match result {
+        // What the vault keeps of a VM is given up right before the VM is let go on.
+        Err(failure)
+            if matches!(op, Op::Resume | Op::TakeBack)
+                && failure.kind == FailureKind::VmmDead
+                && shell.vms.keeps(vm).await =>
+        {
+            Err(Failure { kind: FailureKind::NeverRan, ..failure })
+        }
+        result => result,
+    }
+}
+
+async fn try_on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: std::time::Duration) -> ActResult {
     let vms = &shell.vms;
     let owner = state.vms.get(vm).map_or(Owner::Old, |vm| vm.owner);
     let way = state.vms.get(vm).and_then(|vm| vm.way).unwrap_or_default();

@@ -121,6 +121,11 @@ impl Vms {
         vault.forget_state(record.definition.uuid).map_err(|e| Self::vault_failed(name)(crate::chain(&e)))
     }
 
+    /// Whether the vault keeps the state of a VM's devices.
+    pub(crate) async fn keeps(&self, name: &VmName) -> bool {
+        self.record(name).await.is_ok_and(|record| self.vaults.keeps(record.definition.uuid))
+    }
+
     /// Starts a VMM on what the vault keeps of a VM and loads it; the VM stands still afterwards.
     ///
     /// # Errors

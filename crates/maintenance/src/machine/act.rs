@@ -238,6 +238,7 @@ pub enum FailureKind {
     /// The VMM that should run is dead: the VM's memory is lost.
     VmmDead,
     /// `Resume` after a hand over: the new VMM is dead for certain and the VM never ran in it, so the old one may have it back.
+    /// `Resume`, `TakeBack` after a save: the VMM is dead and the VM's state is in the vault still.
     NeverRan,
     /// The vault has nothing for this VM: its memory is lost.
     MemoryGone,

@@ -110,6 +110,8 @@ pub struct VmState {
     pub way: Option<Way>,
     /// The error of its clock when it was last known to be undisturbed, in microseconds.
     pub(super) clock_us: Option<i64>,
+    /// Why its VMM ended while it was being let go on after a jump.
+    pub(super) ended: Option<String>,
     pub(super) stopped: Option<Wall>,
     pub(super) new_started: bool,
     pub(super) armed: bool,
@@ -253,6 +255,7 @@ impl State {
                 clock: None,
                 way: None,
                 clock_us: None,
+                ended: None,
                 stopped: None,
                 new_started: false,
                 armed: false,
@@ -489,7 +492,7 @@ impl State {
                     vm.pauses_began.push(vm.stopped);
                 }
                 vm.stopped = None;
-                vm.phase = VmPhase::Resumed;
+                vm.phase = vm.ended.take().map_or(VmPhase::Resumed, |reason| VmPhase::Gone { reason });
             }
             (Op::ShutDown, _) => vm.phase = VmPhase::Down { reason: "shut down for the maintenance".to_owned() },
             // Only the first attempt can tell: a later one may find what an earlier one, never answered, has started.
@@ -550,6 +553,7 @@ impl State {
                 self.fail(Some(act), text.clone(), false);
             }
             Op::Restart if act.attempt >= ATTEMPTS => self.fail(Some(act), text.clone(), false),
+            Op::Resume if failure.kind == FailureKind::NeverRan && self.crossed => {}
             Op::Resume | Op::TakeBack if matches!(failure.kind, FailureKind::VmmDead | FailureKind::NeverRan) => {
                 self.fail(Some(act), text.clone(), false);
             }
@@ -567,8 +571,14 @@ impl State {
             }
             _ => {}
         }
+        let (crossed, kernel) = (self.crossed, self.order.mechanism() == Mechanism::Kexec);
         let Some(vm) = act.vm.as_ref().and_then(|vm| self.vms.get_mut(vm)) else { return };
         match (act.op, failure.kind) {
+            // Its state is in the vault still.
+            (Op::Resume, FailureKind::NeverRan) if crossed => self.restored_in_vain(act.vm.as_ref(), &text),
+            (Op::Resume | Op::TakeBack, FailureKind::NeverRan) if kernel => {
+                vm.phase = VmPhase::Preserved { reason: text };
+            }
             // The one way back over the point of no return: nothing of the VM is newer than what the old VMM has.
             (Op::Resume, FailureKind::NeverRan) => vm.owner = Owner::Old,
             (Op::Resume | Op::TakeBack, FailureKind::VmmDead) => vm.phase = VmPhase::Lost { reason: text },
@@ -616,7 +626,37 @@ impl State {
         }
     }
 
+    /// A VM was restored after a jump, and its VMM ended before it ran: it is restored again, a few times.
+    fn restored_in_vain(&mut self, name: Option<&VmName>, reason: &str) {
+        let tried = self.attempts.get(&(name.cloned(), Op::Restore)).copied().unwrap_or_default();
+        let Some(vm) = name.and_then(|name| self.vms.get_mut(name)) else { return };
+        vm.ended = None;
+        let VmPhase::Paused { since } = vm.phase else { return };
+        if tried < RESTORES {
+            vm.phase = VmPhase::Carried { since };
+            return;
+        }
+        vm.phase = VmPhase::Preserved { reason: reason.to_owned() };
+        self.fail(None, reason.to_owned(), false);
+    }
+
     fn gone(&mut self, name: &VmName, reason: &str) {
+        let key = (Some(name.clone()), Op::Resume);
+        let saved = self.plan_mechanism(name) == Mechanism::Kexec && self.worked_already(Some(name), Op::Save);
+        if saved && !self.crossed && matches!(self.vms.get(name).map(|vm| &vm.phase), Some(VmPhase::Paused { .. })) {
+            // All of it is in the vault; the next kernel does not need its VMM.
+            return;
+        }
+        if self.crossed && !self.attempts.contains_key(&key) {
+            return self.restored_in_vain(Some(name), reason);
+        }
+        if self.crossed && self.pending.contains_key(&key) {
+            // Whether it ran before it ended, the act will tell.
+            if let Some(vm) = self.vms.get_mut(name) {
+                vm.ended = Some(reason.to_owned());
+            }
+            return;
+        }
         let Some(vm) = self.vms.get_mut(name) else { return };
         let reason = reason.to_owned();
         match vm.phase {

@@ -78,6 +78,20 @@ fn a_host_that_comes_back_into_its_old_kernel_tells_so() {
 }
 
 #[test]
+fn a_vmm_that_ends_after_its_vm_was_saved_takes_nothing_with_it() {
+    let mut dead = false;
+    let blow = |_, world: &World| {
+        let hit = world.vms.values().all(|vm| vm.saved) && !dead;
+        dead |= hit;
+        if hit { Blow::VmDies(0) } else { Blow::Nothing }
+    };
+    let run = run(World::new(KERNEL, 1, 30_000, 7), |_, _| Fault::Works, blow);
+    run.check(true);
+    let report = Report::of(&run.disk.entries).unwrap();
+    assert!(dead && report.vms.iter().all(|vm| vm.end == VmEnd::Updated), "{report}");
+}
+
+#[test]
 fn a_hold_goes_in_this_order() {
     let run = smooth(HOLD, 1);
     assert_eq!(run.state.outcome, Some(Outcome::Done));

@@ -254,7 +254,11 @@ impl Run {
                     assert!(vm.died || likely, "{} is told to be restarted", told.vm);
                 }
                 VmEnd::Preserved { .. } => assert!(vm.saved && !vm.running(), "{} is told to be kept", told.vm),
-                VmEnd::Lost { .. } | VmEnd::Gone { .. } => assert!(!vm.running(), "{} is told to be lost", told.vm),
+                VmEnd::Lost { .. } | VmEnd::Gone { .. } => {
+                    assert!(!vm.running(), "{} is told to be lost", told.vm);
+                    let kept = told.mechanism == Mechanism::Kexec && vm.saved && !vm.new_ran;
+                    assert!(!kept, "{} is told to be lost, but is in the vault", told.vm);
+                }
                 VmEnd::Paused => panic!("{} is told to be paused at the end", told.vm),
             }
         }

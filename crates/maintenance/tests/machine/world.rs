@@ -302,11 +302,14 @@ impl World {
     fn let_old_run(&mut self, name: &VmName) -> Result<(), Failure> {
         let vm = self.vms.get_mut(name).unwrap();
         if !vm.old.alive {
-            return Err(Failure { kind: FailureKind::VmmDead, text: "the VMM is dead".to_owned() });
+            let kept = vm.mechanism == Mechanism::Kexec && vm.saved && !vm.new_ran;
+            let kind = if kept { FailureKind::NeverRan } else { FailureKind::VmmDead };
+            return Err(Failure { kind, text: "the VMM is dead".to_owned() });
         }
         assert!(!vm.new.running, "P1: the old VMM of {name} would run beside the new one");
         assert!(!vm.new_ran, "P1: the old VMM of {name} would run on memory that the new one has changed");
         vm.old.running = true;
+        vm.saved = false;
         self.runs(name);
         Ok(())
     }
@@ -315,7 +318,8 @@ impl World {
         let vm = self.vms.get_mut(name).unwrap();
         if !vm.new.alive {
             // After a change of the kernel there is no old one.
-            if !vm.may_have_run && vm.mechanism == Mechanism::Swap {
+            let kept = vm.mechanism == Mechanism::Kexec && vm.saved && !vm.new_ran;
+            if kept || (!vm.may_have_run && vm.mechanism == Mechanism::Swap) {
                 return Err(Failure { kind: FailureKind::NeverRan, text: "the new VMM is dead".to_owned() });
             }
             // As the real one: a VMM whose picture of the VM may be history never runs it again.
@@ -428,7 +432,9 @@ impl World {
         let dead = || Failure { kind: FailureKind::VmmDead, text: "the VMM is dead".to_owned() };
         if let Some(name) = &name {
             let vm = self.vms.get_mut(name).unwrap();
-            if vm.died && !matches!(act.id.op, Op::DiscardNew | Op::DisarmDeadMan | Op::Retire | Op::Restore) {
+            if vm.died
+                && !matches!(act.id.op, Op::DiscardNew | Op::DisarmDeadMan | Op::Retire | Op::Restore | Op::Resume)
+            {
                 return Err(dead());
             }
             match act.id.op {
