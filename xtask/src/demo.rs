@@ -119,6 +119,10 @@ fn rollout(story: &Story, fleet: &Fleet, members: &[Member], name: &'static str,
     fleet.json(&format!("rollout start {name} --reason demo"))?;
     story.follow(fleet, name)?;
     println!("{}", fleet.controller().run(&format!("fermata rollout report {name}"))?);
+    let page = paths::workspace().join(format!("target/demo-{name}.html"));
+    fleet.controller().run(&format!("fermata rollout report {name} --html /root/{name}.html"))?;
+    fleet.controller().copy_from(&format!("/root/{name}.html"), &page)?;
+    println!("the same with pictures: {}", page.display());
     let clean = fleet.json(&format!("rollout check {name}"))?;
     ensure!(
         clean["clean"] == true,

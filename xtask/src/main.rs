@@ -12,6 +12,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use fermata_lab::{
     kexecs,
+    machine::Acceleration,
     swaps::{
         bench,
         faults::{self, Fault},
@@ -38,6 +39,9 @@ enum Task {
         /// Leave the hosts running afterwards.
         #[arg(long)]
         keep: bool,
+        /// How the hosts run; what this machine can when absent.
+        #[arg(long)]
+        accel: Option<Accel>,
     },
     /// Build the host image and the guests' disk, if they are not there yet.
     Image,
@@ -131,6 +135,15 @@ enum Bench {
     },
 }
 
+/// How virtual hosts run.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Accel {
+    /// By the CPU's virtualisation, nested.
+    Kvm,
+    /// Emulated.
+    Tcg,
+}
+
 #[derive(Debug, Subcommand)]
 enum Faults {
     /// Change the VMM of a VM with a fault at every step: `target/bench/faults-swap.json`.
@@ -199,7 +212,14 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match Arguments::parse().command {
         Task::Lab(command) => lab::run(command),
-        Task::Demo { hosts, keep } => demo::run(hosts, keep),
+        Task::Demo { hosts, keep, accel } => {
+            match accel {
+                None => {}
+                Some(Accel::Kvm) => Acceleration::Kvm.insist()?,
+                Some(Accel::Tcg) => Acceleration::Tcg.insist()?,
+            }
+            demo::run(hosts, keep)
+        }
         Task::Image => checks::image(true),
         Task::Package { binary, version } => checks::package(binary, &version),
         Task::TestVmm => checks::test_vmm(),

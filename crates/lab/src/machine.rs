@@ -4,7 +4,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
 };
+
+use anyhow::{Result, bail};
 
 use crate::{network, spec::HostSpec};
 
@@ -39,6 +42,8 @@ pub struct Machine<'a> {
     pub sockets: &'a Path,
 }
 
+static CHOSEN: OnceLock<Acceleration> = OnceLock::new();
+
 /// How virtual hosts run on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acceleration {
@@ -61,11 +66,29 @@ impl Acceleration {
         }
     }
 
+    /// From now on hosts of this process run this way.
+    ///
+    /// # Errors
+    /// This machine cannot.
+    pub fn insist(self) -> Result<()> {
+        if self == Self::Kvm && Self::of_this_machine() == Self::Tcg {
+            bail!(
+                "KVM with nesting is not to be had on this machine: the CPU's flag, /dev/kvm or the module's `nested` is missing"
+            );
+        }
+        CHOSEN.set(self).map_err(|chosen| anyhow::anyhow!("hosts run by {chosen:?} already"))
+    }
+
+    /// What somebody insisted on, or what this machine can.
+    #[must_use]
+    pub fn detect() -> Self {
+        CHOSEN.get().copied().unwrap_or_else(Self::of_this_machine)
+    }
+
     /// KVM only where it really works: the CPU's flag is there, the device opens, and nesting is on.
     ///
     /// A `/dev/kvm` may open and even make VMs on a machine that cannot run them, so the flag is asked first.
-    #[must_use]
-    pub fn detect() -> Self {
+    fn of_this_machine() -> Self {
         let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let flag = |name: &str| {
             flags.lines().any(|line| line.starts_with("flags") && line.split_whitespace().any(|word| word == name))

@@ -55,6 +55,11 @@ fn one_approves_for_all(fleet: &Fleet, a1: Guest<'_>, a2: Guest<'_>) {
     fleet.phase("asked", "completed").unwrap();
     let checked = fleet.json("rollout check asked").unwrap();
     assert_eq!(checked["clean"], true, "{checked:#}");
+    fleet.controller().run("fermata rollout report asked --html /root/asked.html").unwrap();
+    let page = fleet.controller().run("cat /root/asked.html").unwrap();
+    for word in ["<svg", "a1", "a2", "host1", "host2", "updated"] {
+        assert!(page.contains(word), "the report as a page does not show {word}");
+    }
     for (watcher, vm) in [(a1, "a1"), (a2, "a1"), (a1, "a2"), (a2, "a2")] {
         let seen = statuses(&watcher.seen(), vm);
         println!("{} saw of {vm}: {seen:?}", watcher.name);
