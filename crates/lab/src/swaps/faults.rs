@@ -398,9 +398,12 @@ impl<'a> Bed<'a> {
             Fault::DiskFull => format!(
                 "dd if=/dev/zero of=/var/lib/fermata/filler bs=4k status=none 2>/dev/null; echo hit; go; sleep {WHILE}; rm -f /var/lib/fermata/filler"
             ),
+            // On a copy: VMs' own views of the former file system keep that alive, and it stays read-only.
             Fault::ReadOnly => format!(
                 "mount -o remount,abort /var/lib/fermata; touch /var/lib/fermata/x 2>/dev/null || echo hit; go; sleep {WHILE}; \
-                 systemctl stop fermata-agent; umount -l /var/lib/fermata; sleep 1; mount /srv/state.img /var/lib/fermata; systemctl start fermata-agent"
+                 systemctl stop fermata-agent; umount -l /var/lib/fermata; sync; \
+                 cp /srv/state.img /srv/state.new && mv /srv/state.new /srv/state.img && \
+                 mount /srv/state.img /var/lib/fermata && systemctl start fermata-agent"
             ),
             Fault::DeadlinePassed => format!("echo hit; sleep {}; go", BUDGET.as_secs() + 2),
             Fault::PowerCut => {
