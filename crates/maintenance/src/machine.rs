@@ -47,6 +47,7 @@ mod act;
 mod decide;
 mod driver;
 mod entry;
+mod facts;
 mod journalled;
 mod state;
 mod window;
