@@ -13,6 +13,7 @@
 //! | [`runner`] | steps under a hard deadline |
 //! | [`authority`] | one lock: who may act on VMs |
 //! | [`dead_man`] | frees paused VMs when the agent does not |
+//! | [`witness`] | that a VM may have run in its new VMM, in memory |
 //! | [`report`] | what happened, from the journal alone |
 //!
 //! # How a shell drives it
@@ -44,3 +45,4 @@ pub mod report;
 pub mod runner;
 pub mod time;
 pub mod update;
+pub mod witness;

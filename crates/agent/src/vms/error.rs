@@ -234,6 +234,9 @@ pub enum VmError {
         /// Why.
         source: fermata_vmm::qmp::QmpError,
     },
+    /// There is no way back: the old VMM's picture of the VM may be history.
+    #[error("VM `{0}` may have run in its new VMM already; it stays there")]
+    Ran(VmName),
     /// The way back from a change of VMM.
     #[error("VM `{name}`: {source}")]
     TakeBack {
@@ -343,6 +346,7 @@ impl VmError {
                 | Self::Qmp { .. }
                 | Self::Handover { .. }
                 | Self::NeverRan { .. }
+                | Self::Ran(_)
                 | Self::TakeBack { .. }
                 | Self::Relay { .. }
                 | Self::Process { .. }
@@ -388,6 +392,7 @@ impl VmError {
             Self::Qmp { .. } => "vmm-failed",
             Self::Handover { .. } => "handover-failed",
             Self::NeverRan { .. } => "never-ran",
+            Self::Ran(_) => "ran",
             Self::TakeBack { .. } => "take-back-failed",
             Self::Relay { .. } => "relay-failed",
             Self::Process { .. } => "process-failed",

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use fermata_maintenance::witness;
 use fermata_model::{BridgeName, Mac, VmName, VmmVersion};
 use fermata_vault::process::Process;
 use fermata_vault::relay::Relay;
@@ -296,7 +297,12 @@ impl Vms {
             Some(qmp) => qmp,
             None => Qmp::connect(&Paths::in_folder(&beside.runtime.dir).qmp(), limit).await?,
         };
-        let now_it_may = || beside.may_have_run.store(true, Ordering::Release);
+        let now_it_may = || {
+            beside.may_have_run.store(true, Ordering::Release);
+            if let Err(error) = witness::may_run(&beside.runtime.dir) {
+                tracing::warn!(unit = %beside.runtime.unit, %error, "not noted that the VM runs in its new VMM");
+            }
+        };
         let resumed = handover::resume_noting(&qmp, limit, now_it_may).await?;
         Ok((qmp, resumed))
     }
@@ -388,14 +394,25 @@ impl Vms {
         Ok(tokio::time::timeout(limit, stop).await.ok().flatten())
     }
 
-    /// Ends whatever is under way: the new VMM is dead for certain, then the old one runs. When it ran again.
+    /// Ends whatever is under way: the new VMM is dead for certain, then the old one runs. When it ran again. `swaps`: in a change of
+    /// VMM, where the one that stands beside is of this change.
     ///
     /// # Errors
-    /// [`VmError::TakeBack`].
-    pub(crate) async fn take_back(&self, name: &VmName, limit: Duration) -> Result<Option<Timestamp>, VmError> {
+    /// [`VmError::TakeBack`]; [`VmError::Ran`] when there is no way back.
+    pub(crate) async fn take_back(
+        &self,
+        name: &VmName,
+        limit: Duration,
+        swaps: bool,
+    ) -> Result<Option<Timestamp>, VmError> {
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
         let record = self.record(name).await?;
+        not_run_in(name, &record)?;
+        let older = |(beside, runtime): (&Runtime, &Runtime)| beside.generation < runtime.generation;
+        if swaps && record.beside.as_ref().zip(record.runtime.as_ref()).is_some_and(older) {
+            return Err(VmError::Ran(name.clone()));
+        }
         let live = running(&slot, name, &record).await?;
         self.forget_saved(&record)?;
         let beside = slot.beside();
@@ -445,6 +462,7 @@ impl Vms {
     /// # Errors
     /// [`VmError`].
     pub(crate) async fn discard_new(&self, name: &VmName) -> Result<(), VmError> {
+        not_run_in(name, &self.record(name).await?)?;
         self.end_beside(name, |beside, runtime| beside.generation > runtime.generation).await
     }
 
@@ -484,6 +502,11 @@ impl Vms {
             _ => None,
         };
         let Some(process) = found else {
+            if let (Some(old), Err(_)) = (slot.live(), not_run_in(name, record)) {
+                // It died after the VM ran in it: the old one's picture of the VM is history.
+                let gone = old.process().kill_for_certain(END_LIMIT).await;
+                gone.map_err(|source| VmError::Process { name: name.clone(), source })?;
+            }
             self.tear_down_vmm(runtime).await?;
             return self.note_beside(name, None).await;
         };
@@ -510,6 +533,13 @@ impl Vms {
         })));
         Ok(())
     }
+}
+
+/// Refuses where the VM may have run in the VMM that was to take it over.
+fn not_run_in(name: &VmName, record: &VmRecord) -> Result<(), VmError> {
+    let (Some(beside), Some(runtime)) = (&record.beside, &record.runtime) else { return Ok(()) };
+    let ran = beside.generation > runtime.generation && witness::may_have_run(&beside.dir);
+    if ran { Err(VmError::Ran(name.clone())) } else { Ok(()) }
 }
 
 pub(super) async fn running(slot: &Slot, name: &VmName, record: &VmRecord) -> Result<Arc<Live>, VmError> {

@@ -21,6 +21,7 @@ use crate::id::MaintenanceId;
 use crate::journal::Journal;
 use crate::machine::{Owner, State};
 use crate::time::Mono;
+use crate::witness;
 
 /// What a dead-man is started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,7 +255,12 @@ impl DeadMan {
     async fn act(&mut self, vm: &Guarded, decision: Decision) {
         let done = match (decision, &vm.new) {
             (Decision::Wait, _) => return,
-            (Decision::LetNewRun, Some(new)) => let_run(None, new).await.map(|()| "its new VMM runs"),
+            (Decision::LetNewRun, Some(new)) => {
+                if let Some(Err(error)) = new.rescue.parent().map(witness::may_run) {
+                    tracing::warn!(vm = %vm.vm, %error, "not noted that it runs in its new VMM");
+                }
+                let_run(None, new).await.map(|()| "its new VMM runs")
+            }
             (Decision::KillNewThenLetOldRun, Some(new)) => match end(new).await {
                 Ok(Ended::RunsTheVm) => Ok("its new VMM ran already"),
                 Ok(Ended::Dead) => {

@@ -82,6 +82,14 @@ pub enum Op {
     Restart,
 }
 
+impl Op {
+    /// Whether nothing but the journal could tell that it may have begun, were the journal's file system to lose what was not synced
+    /// under VMs that live on. That a VM ran in its new VMM is known otherwise ([`FailureKind::Ran`]).
+    pub(super) const fn is_told_by_the_journal_alone(self) -> bool {
+        matches!(self, Self::Hold | Self::HandOver | Self::Save | Self::Run { .. } | Self::Jump | Self::Reboot)
+    }
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -240,6 +248,9 @@ pub enum FailureKind {
     /// `Resume` after a hand over: the new VMM is dead for certain and the VM never ran in it, so the old one may have it back.
     /// `Resume`, `TakeBack` after a save: the VMM is dead and the VM's state is in the vault still.
     NeverRan,
+    /// `TakeBack`, `DiscardNew`: the VM may have run in its new VMM. The journal lost what said so (its file system lost what was not
+    /// synced, under VMs that live on), and the old VMM's picture of the VM is history.
+    Ran,
     /// The vault has nothing for this VM: its memory is lost.
     MemoryGone,
 }

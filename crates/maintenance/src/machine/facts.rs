@@ -208,7 +208,9 @@ impl State {
             }
             Op::Restart if act.attempt >= ATTEMPTS => self.fail(Some(act), text.clone(), false),
             Op::Resume if failure.kind == FailureKind::NeverRan && self.crossed => {}
-            Op::Resume | Op::TakeBack if matches!(failure.kind, FailureKind::VmmDead | FailureKind::NeverRan) => {
+            Op::Resume | Op::TakeBack
+                if matches!(failure.kind, FailureKind::VmmDead | FailureKind::NeverRan | FailureKind::Ran) =>
+            {
                 self.fail(Some(act), text.clone(), false);
             }
             Op::SetClock
@@ -235,6 +237,7 @@ impl State {
             }
             // The one way back over the point of no return: nothing of the VM is newer than what the old VMM has.
             (Op::Resume, FailureKind::NeverRan) => vm.owner = Owner::Old,
+            (Op::TakeBack | Op::DiscardNew, FailureKind::Ran) => vm.owner = Owner::New,
             (Op::Resume | Op::TakeBack, FailureKind::VmmDead) => vm.phase = VmPhase::Lost { reason: text },
             // It may be down already, or go down any moment: it is to be looked after, not assumed to run.
             (Op::ShutDown, _) => {

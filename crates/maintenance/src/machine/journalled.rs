@@ -4,6 +4,8 @@
 //! hands out the state and the acts. There is no other way to an [`Act`], so "the journal was forgotten" does not
 //! compile. When the journal cannot be written, [`Unwritten::rescue`] hands out what the journal implies already.
 
+use fermata_model::Mechanism;
+
 use super::act::Act;
 use super::entry::{Entry, Stamped};
 use super::state::State;
@@ -14,8 +16,9 @@ use crate::time::Now;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Durability {
     /// It outlives the agent: written, not synced. Used while VMs are paused, where a sync would be blackout: what the
-    /// entry protects (VMMs, held vCPUs, a step under way) does not outlive a power cut either, and the synced entry
-    /// before the pause already says that it may have begun.
+    /// entry protects (VMMs, held vCPUs) does not outlive a power cut either, and the synced entry before the pause
+    /// already says that it may have begun. The beginnings of pauses and of the jump are synced also then, and all of
+    /// a maintenance that holds VMs while a step runs.
     Process,
     /// It outlives the host's power: synced.
     Power,
@@ -68,9 +71,13 @@ pub struct Unwritten {
 
 impl Journalled {
     pub(super) fn new(before: Option<Box<State>>, next: State, entries: Vec<Stamped>) -> Self {
-        let jumps = |entry: &Stamped| matches!(&entry.entry, Entry::Began(act) if matches!(act.id.op, super::act::Op::Jump | super::act::Op::Reboot));
-        let in_pause = before.as_ref().is_some_and(|state| state.in_pause());
-        let durability = if in_pause && !entries.iter().any(jumps) { Durability::Process } else { Durability::Power };
+        let only_here =
+            |entry: &Stamped| matches!(&entry.entry, Entry::Began(act) if act.id.op.is_told_by_the_journal_alone());
+        // A step takes longer than any write, and only the journal could tell whether VMs stand still while it is undone.
+        let held = next.order.mechanism() == Mechanism::Hold;
+        let in_pause = !held && before.as_ref().is_some_and(|state| state.in_pause());
+        let durability =
+            if in_pause && !entries.iter().any(only_here) { Durability::Process } else { Durability::Power };
         Self { before, next, entries, durability }
     }
 

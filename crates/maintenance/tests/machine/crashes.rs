@@ -41,6 +41,8 @@ blows! {
     swap_survives_an_abort: SWAP, Blow::Abort;
     swap_survives_the_death_of_a_vm: SWAP, Blow::VmDies(0);
     swap_survives_the_death_of_a_new_vmm: SWAP, Blow::SuccessorDies(0);
+    swap_survives_the_loss_of_what_was_not_synced: SWAP, Blow::TailLost;
+    hold_survives_the_loss_of_what_was_not_synced: HOLD, Blow::TailLost;
     hold_survives_the_agents_death: HOLD, Blow::AgentDies;
     hold_survives_a_stuck_agent: HOLD, Blow::AgentStuck(Duration::from_secs(60));
     hold_survives_a_power_cut: HOLD, Blow::PowerCut;

@@ -12,6 +12,7 @@ fn blow() -> impl Strategy<Value = Blow> {
     prop_oneof![
         Just(Blow::AgentDies),
         Just(Blow::PowerCut),
+        Just(Blow::TailLost),
         Just(Blow::Abort),
         (1u64..90_000).prop_map(|ms| Blow::AgentStuck(Duration::from_millis(ms))),
         (1u64..20_000).prop_map(|ms| Blow::DiskFull(Duration::from_millis(ms))),

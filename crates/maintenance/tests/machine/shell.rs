@@ -63,6 +63,10 @@ pub(crate) fn run(
                     world.vm_dies(&name);
                     inputs.push(Input::VmGone { vm: name, reason: "powered off by its guest".to_owned() });
                 }
+                Blow::TailLost => {
+                    disk.entries.truncate(disk.synced);
+                    dead = true;
+                }
                 Blow::SuccessorDies(index) => {
                     let name = vm_name(index);
                     // One that runs the VM is its VMM.

@@ -82,6 +82,8 @@ pub(crate) enum Blow {
     VmDies(usize),
     /// The VMM that shall take this VM (by index) over ends by itself.
     SuccessorDies(usize),
+    /// The journal's file system loses what was not synced, and the agent dies; VMs live on.
+    TailLost,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -467,6 +469,10 @@ impl World {
                         Owner::New => self.let_new_run(name)?,
                     }
                     return Ok(Evidence::Resumed { at });
+                }
+                // As the real one: that a VM ran in its new VMM is known although the journal may have lost it.
+                Op::TakeBack | Op::DiscardNew if vm.new_ran && vm.mechanism == Mechanism::Swap => {
+                    return Err(Failure { kind: FailureKind::Ran, text: "it ran in its new VMM".to_owned() });
                 }
                 Op::TakeBack => {
                     let at = (!vm.running()).then_some(wall);
