@@ -554,6 +554,8 @@ fn an_event_of_another_host_is_shown_and_its_approval_forwarded() {
     there.ok(Input::Start { job: job("j") });
     here.ok(Input::Mirror { event: Box::new(there.state.event(id).unwrap().clone()) });
     assert_eq!(here.status("web2"), ["Started"]);
+    here.ok(Input::Mirror { event });
+    assert_eq!(here.status("web2"), ["Started"], "what is told late never leads back");
     here.ok(Input::Announce(announce("next", &["web1"], 0)));
     assert!(here.go(Input::Start { job: job("next") }).is_err(), "another domain is under maintenance elsewhere");
     here.ok(Input::Unmirror { event: id });

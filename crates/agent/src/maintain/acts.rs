@@ -114,10 +114,7 @@ async fn try_on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: 
         }
         Op::Resume if owner == Owner::New => vms.resume_new(vm, limit).await.map(resumed),
         Op::Resume => vms.resume_old(vm, limit).await.map(resumed),
-        Op::TakeBack => {
-            let swaps = matches!(state.order.update.change, Change::Vmm { .. });
-            vms.take_back(vm, limit, swaps).await.map(resumed)
-        }
+        Op::TakeBack => vms.take_back(vm, limit).await.map(resumed),
         Op::ShutDown => vms.shut_down(vm, limit).await.map(|()| Evidence::Done),
         Op::Retire => vms.retire(vm).await.map(|()| Evidence::Done),
         Op::SetClock => match clock::correct(vms, vm).await {

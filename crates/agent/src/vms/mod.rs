@@ -100,9 +100,14 @@ impl Slot {
         *self.beside.lock().unwrap_or_else(PoisonError::into_inner) = beside;
     }
 
+    /// The maintenance that has the VM.
+    fn maintenance(&self) -> Option<String> {
+        self.maintenance.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Refuses while a maintenance has the VM.
     fn check_free(&self, name: &VmName) -> Result<(), VmError> {
-        match self.maintenance.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+        match self.maintenance() {
             Some(maintenance) => Err(VmError::UnderMaintenance { name: name.clone(), maintenance }),
             None => Ok(()),
         }

@@ -267,7 +267,7 @@ impl Vms {
             let live = running(&slot, name, &record).await?;
             return handover::resume(live.qmp(), limit).await.map_err(failed);
         }
-        let (qmp, resumed) = match self.let_successor_run(&beside, limit).await {
+        let (qmp, resumed) = match self.let_successor_run(&slot, &beside, limit).await {
             Ok(done) => done,
             Err(source) if !beside.may_have_run.load(Ordering::Acquire) => {
                 let gone = beside.process.kill_for_certain(END_LIMIT).await;
@@ -292,14 +292,20 @@ impl Vms {
         Ok(resumed)
     }
 
-    async fn let_successor_run(&self, beside: &Beside, limit: Duration) -> Result<(Qmp, Option<Timestamp>), QmpError> {
+    async fn let_successor_run(
+        &self,
+        slot: &Slot,
+        beside: &Beside,
+        limit: Duration,
+    ) -> Result<(Qmp, Option<Timestamp>), QmpError> {
+        let by = slot.maintenance().unwrap_or_default();
         let qmp = match beside.qmp() {
             Some(qmp) => qmp,
             None => Qmp::connect(&Paths::in_folder(&beside.runtime.dir).qmp(), limit).await?,
         };
         let now_it_may = || {
             beside.may_have_run.store(true, Ordering::Release);
-            if let Err(error) = witness::may_run(&beside.runtime.dir) {
+            if let Err(error) = witness::may_run(&beside.runtime.dir, &by) {
                 tracing::warn!(unit = %beside.runtime.unit, %error, "not noted that the VM runs in its new VMM");
             }
         };
@@ -394,23 +400,20 @@ impl Vms {
         Ok(tokio::time::timeout(limit, stop).await.ok().flatten())
     }
 
-    /// Ends whatever is under way: the new VMM is dead for certain, then the old one runs. When it ran again. `swaps`: in a change of
-    /// VMM, where the one that stands beside is of this change.
+    /// Ends whatever is under way: the new VMM is dead for certain, then the old one runs. When it ran again.
     ///
     /// # Errors
     /// [`VmError::TakeBack`]; [`VmError::Ran`] when there is no way back.
-    pub(crate) async fn take_back(
-        &self,
-        name: &VmName,
-        limit: Duration,
-        swaps: bool,
-    ) -> Result<Option<Timestamp>, VmError> {
+    pub(crate) async fn take_back(&self, name: &VmName, limit: Duration) -> Result<Option<Timestamp>, VmError> {
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
         let record = self.record(name).await?;
         not_run_in(name, &record)?;
-        let older = |(beside, runtime): (&Runtime, &Runtime)| beside.generation < runtime.generation;
-        if swaps && record.beside.as_ref().zip(record.runtime.as_ref()).is_some_and(older) {
+        // The journal lost more than the end of the pause: the VM has changed over, and its old VMM may be gone.
+        let by = slot.maintenance();
+        let changed =
+            |live: &Arc<Live>| by.as_ref().is_some_and(|by| witness::may_have_run_by(&live.runtime().dir, by));
+        if slot.live().as_ref().is_some_and(changed) {
             return Err(VmError::Ran(name.clone()));
         }
         let live = running(&slot, name, &record).await?;

@@ -230,7 +230,7 @@ impl Controller {
                 }
             }
             let started = match self.phase_of(&order.rollout, &order.host).await {
-                Some(HostPhase::InWork { since, .. }) => Some(since),
+                Some(HostPhase::InWork { since, .. } | HostPhase::Checking { since, .. }) => Some(since),
                 _ => None,
             };
             found.push(Elsewhere { order, scopes, vms, started });

@@ -169,6 +169,11 @@ impl State {
                 // Our own event, coming back: this host is the one that knows.
                 return;
             }
+            // What comes late, or after the work, never leads back to Scheduled.
+            if known.status == EventStatus::Started {
+                event.status = EventStatus::Started;
+                event.started = known.started.or(event.started);
+            }
             for (vm, approval) in &known.approvals {
                 event.approvals.entry(vm.clone()).or_insert_with(|| approval.clone());
             }

@@ -256,7 +256,8 @@ impl DeadMan {
         let done = match (decision, &vm.new) {
             (Decision::Wait, _) => return,
             (Decision::LetNewRun, Some(new)) => {
-                if let Some(Err(error)) = new.rescue.parent().map(witness::may_run) {
+                let by = self.settings.maintenance.as_str();
+                if let Some(Err(error)) = new.rescue.parent().map(|folder| witness::may_run(folder, by)) {
                     tracing::warn!(vm = %vm.vm, %error, "not noted that it runs in its new VMM");
                 }
                 let_run(None, new).await.map(|()| "its new VMM runs")
