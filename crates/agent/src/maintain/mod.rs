@@ -320,6 +320,18 @@ impl Maintain {
         }
     }
 
+    /// A rehearsal that was cut short leaves its twins.
+    async fn end_twins(&self, state: &State) {
+        if !matches!(state.order.update.change, Change::Vmm { .. } | Change::Kernel(_)) {
+            return;
+        }
+        for vm in &state.order.vms {
+            if let Err(error) = self.vms.end_twins(&vm.vm).await {
+                tracing::warn!(vm = %vm.vm, error = crate::chain(&error), "a twin may be left of its rehearsal");
+            }
+        }
+    }
+
     fn finished(&self, state: &State, journal: &mut Journal) {
         let id = &state.order.id;
         for vm in &state.order.vms {
@@ -385,6 +397,7 @@ impl Driver {
         while self.running.join_next().await.is_some() {}
         let state = self.maintenance.state().clone();
         dead_man::end(&self.shell, &state.order.id).await;
+        self.shell.end_twins(&state).await;
         self.shell.finished(&state, &mut self.maintenance.into_log());
     }
 

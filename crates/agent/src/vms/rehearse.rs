@@ -75,6 +75,16 @@ impl Vms {
         }
     }
 
+    /// Makes certain that no twin of a VM is left. None is no error.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub(crate) async fn end_twins(&self, name: &VmName) -> Result<(), VmError> {
+        let definition = self.record(name).await?.definition;
+        let [old, new] = ['o', 'n'].map(|side| self.twin_runtime(&definition, definition.vmm, side));
+        self.remove_twins(&old, &new).await
+    }
+
     pub(super) async fn remove_twins(&self, old: &Runtime, new: &Runtime) -> Result<(), VmError> {
         self.tear_down_vmm(old).await?;
         self.tear_down_vmm(new).await?;

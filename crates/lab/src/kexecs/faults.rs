@@ -411,7 +411,10 @@ impl<'a> Bed<'a> {
                 .map_or("-", |vm| vm["end"]["kind"].as_str().unwrap_or("-"));
             let view: Value = serde_json::from_str(&self.host.run(&format!("fermata --json vm show {name}"))?)?;
             let state = view["state"].as_str().unwrap_or("-");
-            let count = self.host.exec(&format!("pgrep -fc '^/[^ ]*qemu-system[^ ]* -name guest={name},'"))?.stdout;
+            let vmms = format!("pgrep -fc '^/[^ ]*qemu-system[^ ]* -name guest={name},'");
+            // The twin of a rehearsal that was cut short ends a moment after its maintenance.
+            let count = format!("for _ in $(seq 20); do [ $({vmms}) -gt 1 ] || break; sleep 0.5; done; {vmms}");
+            let count = self.host.exec(&count)?.stdout;
             let count = count.trim().to_owned();
             let mut must = |holds: bool, what: String| {
                 if !holds {
