@@ -23,7 +23,7 @@ pub(crate) fn package(binary: Option<PathBuf>, version: &str) -> Result<()> {
 }
 
 /// The tests on virtual hosts that every change must pass; the others are for [`test_hosts`].
-const DAILY: &[&str] = &["host", "two_hosts", "vm_life", "swap_faults"];
+const DAILY: &[&str] = &["host", "two_hosts", "vm_life"];
 
 /// What a change must pass, but format and lints; with words of its own, only what they choose of the workspace's tests.
 pub(crate) fn test(words: &[String]) -> Result<()> {
