@@ -5,7 +5,7 @@
 //!            v                                                        │
 //!  start ─> measure ─ wrong ─> set to a target time ─> reset RTC ─> measure ─ right ─> corrected
 //!            │ └─ right ─> within tolerance                           │
-//!            └─ no answers for long, or too slow to tell────────────────────┴─> not corrected (reason, what helps)
+//!            └─ no answers for long, or too slow to tell ─────────────┴─> not corrected (reason, what helps)
 //! ```
 //!
 //! QEMU resumes with the guest's time standing where it stood, so the wall clock is behind by the blackout. It is put
@@ -31,9 +31,9 @@ pub const TOLERANCE: Duration = Duration::from_millis(50);
 const SHARP: Duration = Duration::from_millis(5);
 const READINGS: u32 = 3;
 const STEPS: u32 = 3;
-/// A guest counts as unreachable when this many messages failed,
+/// Messages that may fail in all; the guest counts as unreachable when [`UNHEARD`] has passed as well.
 const FAILURES: u32 = 6;
-/// and not before this time: one of a busy host answers late.
+/// A guest that does not answer counts as unreachable no earlier than this: one of a busy host answers late.
 pub const UNHEARD: Duration = Duration::from_secs(24);
 
 /// What came of putting a clock right. Errors are guest (or host) time minus true time, in microseconds.

@@ -13,7 +13,7 @@
 //!                  v
 //!        read the journal: who owns the VM?
 //!            old ──> kill the new VMM, be certain, cont the old one
-//!            new ──> cont the new one
+//!            new ──> note that it may run there ([`crate::witness`]), cont the new one
 //!                  v
 //!        give the authority back; the next agent recovers from the journal, and finds what it would have done itself
 //! ```

@@ -9,6 +9,7 @@
 //!
 //!  before resume(new), at any point: take_back    the new VMM is dead for certain, the old one runs
 //!  in resume(new), before the VM ran: NeverRan    the new VMM is dead for certain; take_back follows
+//!  after that, whatever the journal says: Ran     no way back, and no end of the new VMM (`witness`)
 //!  in resume(new), when it may have run            the new VMM died: the old one is ended too, the VM is lost
 //! ```
 //!
