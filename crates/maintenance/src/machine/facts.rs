@@ -174,11 +174,13 @@ impl State {
     fn count_freed(&mut self, freed: &BTreeMap<VmName, Mono>) {
         for (name, at) in freed {
             let Some(vm) = self.vms.get_mut(name) else { continue };
-            if let Some(unsure) = vm.unsure.take() {
+            // It may tell of an earlier pause than the one in question.
+            if let Some(unsure) = vm.unsure.take_if(|unsure| unsure.since.mono <= *at) {
                 vm.pauses.push(at.since(unsure.since.mono));
                 vm.pauses_began.push(None);
             }
-            if let (Some(since), Some(last)) = (vm.found_running.take(), vm.pauses.last_mut()) {
+            let found_running = vm.found_running.take_if(|since| since.mono <= *at);
+            if let (Some(since), Some(last)) = (found_running, vm.pauses.last_mut()) {
                 *last = (*last).min(at.since(since.mono));
             }
         }
@@ -297,18 +299,29 @@ impl State {
         self.fail(None, reason.to_owned(), false);
     }
 
+    fn ended_in_pause(&mut self, name: &VmName, reason: &str) {
+        self.pending.retain(|(vm, _), _| vm.as_ref() != Some(name));
+        self.round_failed = true;
+        self.fail(None, format!("VM {name} ended in its pause: {reason}"), false);
+    }
+
     pub(super) fn gone(&mut self, name: &VmName, reason: &str) {
         let key = (Some(name.clone()), Op::Resume);
-        let saved = self.plan_mechanism(name) == Mechanism::Kexec && self.worked_already(Some(name), Op::Save);
-        if saved && !self.crossed && matches!(self.vms.get(name).map(|vm| &vm.phase), Some(VmPhase::Paused { .. })) {
-            // All of it is in the vault; the next kernel does not need its VMM.
-            return;
+        if self.plan_mechanism(name) == Mechanism::Kexec && !self.crossed {
+            match self.vms.get(name).map(|vm| &vm.phase) {
+                // All of it is in the vault; the next kernel does not need its VMM.
+                Some(VmPhase::Paused { .. }) if self.worked_already(Some(name), Op::Save) => return,
+                // Whether its state had reached the vault, the way back will tell.
+                Some(VmPhase::Pausing { .. } | VmPhase::Paused { .. }) => return self.ended_in_pause(name, reason),
+                _ => {}
+            }
         }
         if self.crossed && !self.attempts.contains_key(&key) {
             return self.restored_in_vain(Some(name), reason);
         }
-        if self.crossed && self.pending.contains_key(&key) {
-            // Whether it ran before it ended, the act will tell.
+        let paused = |vm: &VmState| matches!(vm.phase, VmPhase::Paused { .. });
+        if self.crossed && (self.pending.contains_key(&key) || self.vms.get(name).is_some_and(paused)) {
+            // Whether it ran before it ended, the act will tell, or its next attempt.
             if let Some(vm) = self.vms.get_mut(name) {
                 vm.ended = Some(reason.to_owned());
             }
@@ -320,9 +333,7 @@ impl State {
             VmPhase::Untouched | VmPhase::Resumed => vm.phase = VmPhase::Gone { reason },
             VmPhase::Pausing { .. } | VmPhase::Paused { .. } => {
                 vm.phase = VmPhase::Lost { reason: reason.clone() };
-                self.pending.retain(|(vm, _), _| vm.as_ref() != Some(name));
-                self.round_failed = true;
-                self.fail(None, format!("VM {name} ended in its pause: {reason}"), false);
+                self.ended_in_pause(name, &reason);
             }
             VmPhase::Carried { .. }
             | VmPhase::Down { .. }

@@ -434,9 +434,9 @@ impl World {
         let dead = || Failure { kind: FailureKind::VmmDead, text: "the VMM is dead".to_owned() };
         if let Some(name) = &name {
             let vm = self.vms.get_mut(name).unwrap();
-            if vm.died
-                && !matches!(act.id.op, Op::DiscardNew | Op::DisarmDeadMan | Op::Retire | Op::Restore | Op::Resume)
-            {
+            // Ways back tell for themselves what is left of a VM without a VMM.
+            let tells = [Op::DiscardNew, Op::DisarmDeadMan, Op::Retire, Op::Restore, Op::Resume, Op::TakeBack];
+            if vm.died && !tells.contains(&act.id.op) {
                 return Err(dead());
             }
             match act.id.op {
