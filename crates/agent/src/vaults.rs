@@ -7,7 +7,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use fermata_model::{Size, VmDefinition};
@@ -25,28 +25,42 @@ pub const MODULES: [&str; 4] = ["nd_e820", "nd_pmem", "dax_pmem", "device_dax"];
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks for it.
 const LOOK: Duration = Duration::from_millis(20);
+/// Between two tries to open a vault that could not be opened when the agent started.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// The vaults of a host.
 #[derive(Debug)]
 pub struct Vaults {
     kind: Kind,
     device: PathBuf,
-    devdax: Result<Arc<Devdax>, String>,
+    user: Option<User>,
+    devdax: OnceLock<Arc<Devdax>>,
+    closed: Mutex<Closed>,
+}
+
+/// Why there is no vault, and when that was seen last.
+#[derive(Debug, Default)]
+struct Closed {
+    reason: String,
+    seen: Option<Instant>,
 }
 
 impl Vaults {
     /// Opens what the configuration names. A vault that cannot be opened is no error here: VMs in other vaults do not
-    /// depend on it.
+    /// depend on it, and it is tried again when it is needed (its device may come late in a host's start).
     #[must_use]
     pub fn open(config: &VaultConfig, user: Option<&User>) -> Self {
-        let devdax = match config.kind {
-            Kind::Devdax => open_devdax(&config.device, user),
-            Kind::Memfd | Kind::Luo => Err("this host is not set up for it; see `fermata host prepare`".to_owned()),
+        let vaults = Self {
+            kind: config.kind,
+            device: config.device.clone(),
+            user: user.copied(),
+            devdax: OnceLock::new(),
+            closed: Mutex::default(),
         };
-        if let (Kind::Devdax, Err(reason)) = (config.kind, &devdax) {
+        if let (Kind::Devdax, Err(reason)) = (vaults.kind, vaults.devdax()) {
             tracing::error!(reason, "the vault cannot be used");
         }
-        Self { kind: config.kind, device: config.device.clone(), devdax: devdax.map(Arc::new) }
+        vaults
     }
 
     /// Makes the device of a devdax vault, where there is none yet. Why it cannot be made is told when it is opened.
@@ -66,7 +80,20 @@ impl Vaults {
 
     /// The vault that outlives the kernel, or why there is none.
     pub(crate) fn devdax(&self) -> Result<&Arc<Devdax>, String> {
-        self.devdax.as_ref().map_err(Clone::clone)
+        if let Some(vault) = self.devdax.get() {
+            return Ok(vault);
+        }
+        if self.kind != Kind::Devdax {
+            return Err("this host is not set up for it; see `fermata host prepare`".to_owned());
+        }
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.devdax.get().is_none() && closed.seen.is_none_or(|seen| seen.elapsed() >= AGAIN) {
+            match open_devdax(&self.device, self.user.as_ref()) {
+                Ok(vault) => return Ok(self.devdax.get_or_init(|| Arc::new(vault))),
+                Err(reason) => *closed = Closed { reason, seen: Some(Instant::now()) },
+            }
+        }
+        self.devdax.get().ok_or_else(|| closed.reason.clone())
     }
 
     /// The device that a VMM must be allowed to open, for memory of a kind.
@@ -78,7 +105,7 @@ impl Vaults {
     /// One line for people.
     #[must_use]
     pub fn describe(&self) -> String {
-        match (self.kind, &self.devdax) {
+        match (self.kind, self.devdax()) {
             (Kind::Devdax, Ok(vault)) => {
                 let capacity = vault.capacity().map(|c| format!("{}, at most {} for one more VM", c.total, c.free));
                 format!("devdax {}: {}", self.device.display(), capacity.unwrap_or_default())
@@ -89,10 +116,10 @@ impl Vaults {
     }
 
     fn usable(&self, vm: Uuid) -> Result<&Arc<Devdax>, MemoryError> {
-        self.devdax.as_ref().map_err(|reason| MemoryError::System {
+        self.devdax().map_err(|reason| MemoryError::System {
             vm,
             what: "use the vault",
-            source: std::io::Error::other(reason.clone()),
+            source: std::io::Error::other(reason),
         })
     }
 
@@ -138,9 +165,9 @@ impl Vaults {
 
     /// How much more memory a VM can have.
     pub(crate) fn room(&self) -> std::io::Result<Size> {
-        match &self.devdax {
+        match self.devdax() {
             Ok(vault) => Ok(vault.capacity()?.free),
-            Err(reason) if self.kind == Kind::Devdax => Err(std::io::Error::other(reason.clone())),
+            Err(reason) if self.kind == Kind::Devdax => Err(std::io::Error::other(reason)),
             Err(_) => Ok(Memfd::default().capacity()?.free),
         }
     }
@@ -148,7 +175,7 @@ impl Vaults {
     /// Whether the state of a VM's devices is kept: it was saved, and has not run since.
     #[must_use]
     pub fn keeps(&self, vm: Uuid) -> bool {
-        self.devdax.as_ref().is_ok_and(|vault| vault.saved(vm).is_some())
+        self.devdax().is_ok_and(|vault| vault.saved(vm).is_some())
     }
 }
 
@@ -219,6 +246,20 @@ mod tests {
         assert_eq!(region_of(Path::new("/dev/dax3.0")), Some(3));
         assert_eq!(region_of(Path::new("/dev/dax0.1")), None);
         assert_eq!(region_of(Path::new("/dev/pmem0")), None);
+    }
+
+    #[test]
+    fn a_vault_that_comes_late_is_opened_when_it_is_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("region");
+        let vaults = Vaults::open(&VaultConfig { kind: Kind::Devdax, device: device.clone() }, None);
+        assert!(vaults.devdax().unwrap_err().contains("region"));
+        std::fs::File::create(&device).unwrap().set_len(64 << 20).unwrap();
+        // Not at every question: a vault that is not there is asked for often.
+        assert!(vaults.devdax().is_err());
+        vaults.closed.lock().unwrap().seen = None;
+        assert!(vaults.describe().starts_with("devdax "), "{}", vaults.describe());
+        assert!(vaults.devdax().is_ok());
     }
 
     #[test]
