@@ -11,7 +11,7 @@
 //!                  v
 //!        kill the agent, take the authority (nobody else can command VMMs any more)
 //!                  v
-//!        read the journal: who owns the VM?
+//!        read the journal: who owns the VM?             (the new one, if it may have run there: [`crate::witness`])
 //!            old ──> kill the new VMM, be certain, cont the old one
 //!            new ──> note that it may run there ([`crate::witness`]), cont the new one
 //!                  v

@@ -14,6 +14,7 @@ use fermata_maintenance::mechanism::Choice;
 use fermata_maintenance::order::{Gate, Keeper, Order};
 use fermata_maintenance::time::{Mono, Now, Wall};
 use fermata_maintenance::update::Update;
+use fermata_maintenance::witness;
 use fermata_model::VmName;
 use fermata_vault::process::Process;
 use tempfile::TempDir;
@@ -193,6 +194,18 @@ async fn a_vm_between_two_vmms_goes_back_when_the_journal_names_the_old_one() {
 #[tokio::test]
 async fn a_vm_between_two_vmms_goes_on_when_the_journal_names_the_new_one() {
     let mut host = Host::new(Owner::New).await;
+    let mut client = host.dead_man().await;
+    client.arm(soon(), vec![host.guarded(true)]).await.unwrap();
+    assert_eq!(after_the_deadline(&mut client).await, ["its new VMM runs"]);
+    assert_eq!(host.runs(), (false, true));
+    assert!(host.new.try_wait().unwrap().is_none() && host.old.try_wait().unwrap().is_none(), "no VMM is killed");
+}
+
+/// The journal has lost its unsynced end: what is in memory tells.
+#[tokio::test]
+async fn a_vm_that_may_have_run_in_its_new_vmm_goes_on_there_whatever_the_journal_says() {
+    let mut host = Host::new(Owner::Old).await;
+    witness::may_run(host.folder.path(), "m-1").unwrap();
     let mut client = host.dead_man().await;
     client.arm(soon(), vec![host.guarded(true)]).await.unwrap();
     assert_eq!(after_the_deadline(&mut client).await, ["its new VMM runs"]);

@@ -225,7 +225,8 @@ impl DeadMan {
         };
         let owners = self.owners();
         for vm in contested {
-            let decision = decide(&vm, authority.is_some(), owners.get(&vm.vm).copied());
+            let owner = if self.ran(&vm) { Some(Owner::New) } else { owners.get(&vm.vm).copied() };
+            let decision = decide(&vm, authority.is_some(), owner);
             self.act(&vm, decision).await;
         }
     }
@@ -250,6 +251,12 @@ impl DeadMan {
                 BTreeMap::new()
             }
         }
+    }
+
+    /// It may have run in its new VMM, whatever is left of the journal.
+    fn ran(&self, vm: &Guarded) -> bool {
+        let folder = vm.new.as_ref().and_then(|new| new.rescue.parent());
+        folder.is_some_and(|folder| witness::may_have_run_by(folder, self.settings.maintenance.as_str()))
     }
 
     async fn act(&mut self, vm: &Guarded, decision: Decision) {

@@ -86,7 +86,12 @@ impl Op {
     /// Whether nothing but the journal could tell that it may have begun, were the journal's file system to lose what was not synced
     /// under VMs that live on. That a VM ran in its new VMM is known otherwise ([`FailureKind::Ran`]).
     pub(super) const fn is_told_by_the_journal_alone(self) -> bool {
-        matches!(self, Self::Hold | Self::HandOver | Self::Save | Self::Run { .. } | Self::Jump | Self::Reboot)
+        match self {
+            Self::Hold | Self::HandOver | Self::Save | Self::Run { .. } | Self::Jump | Self::Reboot => true,
+            // A VM that runs again tells nobody whether it was started anew.
+            Self::Restart => true,
+            _ => false,
+        }
     }
 }
 

@@ -348,7 +348,12 @@ impl State {
         let interrupted: Vec<ActId> = self
             .pending
             .iter()
-            .filter(|((_, op), _)| matches!(op, Op::HandOver | Op::Hold | Op::Save | Op::Jump | Op::Reboot))
+            .filter(|((_, op), _)| match op {
+                Op::HandOver | Op::Hold | Op::Save | Op::Jump | Op::Reboot => true,
+                // It goes on where nothing has failed; else its guest may still be on its way down.
+                Op::ShutDown => self.trouble.is_some(),
+                _ => false,
+            })
             .chain(self.pending.iter().filter(|((_, op), _)| {
                 self.in_pause() && matches!(op, Op::Run { section: Section::Change | Section::Undo, .. })
             }))
@@ -357,7 +362,7 @@ impl State {
         let same_boot = *boot == self.boot;
         self.boot = boot.clone();
         if !same_boot {
-            self.after_boot();
+            self.after_boot(at);
             return;
         }
         self.pending.clear();
@@ -374,7 +379,7 @@ impl State {
     }
 
     /// Another kernel runs. Either the maintenance made it so, or the power was cut.
-    fn after_boot(&mut self) {
+    fn after_boot(&mut self, at: Now) {
         self.pending.clear();
         self.retry_at.clear();
         self.lead_until = None;
@@ -410,11 +415,12 @@ impl State {
                 | VmPhase::Restarted { .. } => {
                     vm.phase = VmPhase::Down { reason: "the host was restarted".to_owned() };
                 }
-                VmPhase::Carried { .. }
-                | VmPhase::Down { .. }
-                | VmPhase::Preserved { .. }
-                | VmPhase::Lost { .. }
-                | VmPhase::Gone { .. } => {}
+                // Whether the vault has it still, another try tells.
+                VmPhase::Preserved { .. } if self.crossed => vm.phase = VmPhase::Carried { since: at },
+                VmPhase::Preserved { .. } => {
+                    vm.phase = VmPhase::Down { reason: "kept in the vault until the host was restarted".to_owned() };
+                }
+                VmPhase::Carried { .. } | VmPhase::Down { .. } | VmPhase::Lost { .. } | VmPhase::Gone { .. } => {}
             }
         }
         // Keys that must be done again in the new boot.

@@ -488,6 +488,8 @@ impl World {
                     assert!((vm.new_ran || vm.died) && !vm.old.running);
                     vm.old = Vmm::default();
                 }
+                // As the real one: an earlier attempt, whose answer was late, brought it here.
+                Op::Restore if vm.new.alive => {}
                 Op::Restore => {
                     if !vm.saved {
                         return Err(Failure { kind: FailureKind::MemoryGone, text: "the vault is empty".to_owned() });
@@ -656,11 +658,8 @@ impl World {
 
     pub(crate) fn dead_man_acts(&mut self, guarded: &[Option<VmName>], disk: &Disk) {
         self.dead_man_fired = true;
-        let owners = disk.entries.iter().filter_map(|stamped| match &stamped.entry {
-            Entry::Owner { vm, owner } => Some((vm.clone(), *owner)),
-            _ => None,
-        });
-        let owners: BTreeMap<VmName, Owner> = owners.collect();
+        let told = State::replay(&disk.entries).unwrap();
+        let owners: BTreeMap<VmName, Owner> = told.vms.iter().map(|(name, vm)| (name.clone(), vm.owner)).collect();
         let names: Vec<VmName> = self.vms.keys().cloned().collect();
         for name in names {
             // What is armed for the host guards the VMs that are paused together.
@@ -672,9 +671,11 @@ impl World {
             // It is a process of its own: nothing that the dead agent had under way is left once it is certain.
             self.flights.retain(|(_, flight)| flight.act.id.vm.as_ref() != Some(&name));
             self.note(format!("the dead-man frees VM {name}"));
-            let done = match owners.get(&name) {
+            let vm = &self.vms[&name];
+            let witness = (vm.mechanism == Mechanism::Swap && vm.new_ran).then_some(Owner::New);
+            let done = match witness.or(owners.get(&name).copied()) {
                 // Left to the agent: it may not know better, but it can tell.
-                Some(Owner::New) if !self.vms[&name].new.alive => continue,
+                Some(Owner::New) if !vm.new.alive => continue,
                 Some(Owner::New) => self.let_new_run(&name),
                 _ => {
                     self.vms.get_mut(&name).unwrap().new = Vmm::default();
