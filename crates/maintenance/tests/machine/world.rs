@@ -379,6 +379,10 @@ impl World {
         if act.id.op == Op::HandOver && fault != Fault::Hangs && fault != Fault::Fails {
             self.stop(act.id.vm.as_ref().unwrap());
         }
+        if act.id.op == Op::StartNew {
+            // What an earlier attempt has under way is ended by this one: it is on record.
+            self.flights.retain(|(_, flight)| flight.act.id.op != Op::StartNew || flight.act.id.vm != act.id.vm);
+        }
         if let Op::Run { section, .. } = act.id.op {
             // The runner ends what an earlier attempt left.
             self.flights.retain(|(_, flight)| !matches!(flight.act.id.op, Op::Run { .. }));
@@ -411,6 +415,11 @@ impl World {
             self.flights.iter().position(|(at, flight)| *at <= self.now && flight.fault != Fault::Hangs)
         {
             let (_, flight) = self.flights.remove(index);
+            // The guest of a VM that stands answers nobody; who asked is dead.
+            let standing = |vm: &VmName| flight.act.id.op == Op::SetClock && !self.vms[vm].running();
+            if flight.orphan && flight.act.id.vm.as_ref().is_some_and(standing) {
+                continue;
+            }
             let result = match flight.fault {
                 Fault::Fails => Err(Failure::new("made to fail")),
                 _ => self.effect(&flight.act, flight.owner),
