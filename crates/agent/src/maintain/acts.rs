@@ -1,6 +1,7 @@
 //! What the state machine wants done, done.
 
-use fermata_maintenance::machine::{Act, ActResult, Evidence, Failure, FailureKind, Op, Owner, State};
+use fermata_maintenance::clock::{KNOWN_TO_ANSWER, UNHEARD};
+use fermata_maintenance::machine::{Act, ActResult, Evidence, Failure, FailureKind, Op, Owner, State, VmState};
 use fermata_maintenance::time::Wall;
 use fermata_maintenance::update::Change;
 use fermata_model::VmName;
@@ -117,7 +118,7 @@ async fn try_on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: 
         Op::TakeBack => vms.take_back(vm, limit).await.map(resumed),
         Op::ShutDown => vms.shut_down(vm, limit).await.map(|()| Evidence::Done),
         Op::Retire => vms.retire(vm).await.map(|()| Evidence::Done),
-        Op::SetClock => match clock::correct(vms, vm).await {
+        Op::SetClock => match clock::correct(vms, vm, patience(state, vm)).await {
             Ok(outcome) => {
                 let evidence = Evidence::Clock { outcome };
                 announce::after_pause(shell, state, vm, &evidence);
@@ -129,6 +130,12 @@ async fn try_on_vm(shell: &Maintain, state: &State, vm: &VmName, op: Op, limit: 
         other => return Err(Failure::new(format!("`{other}` is not something this agent can do to a VM"))),
     }
     .map_err(|error| failure(&error))
+}
+
+/// How long a guest is asked for its clock.
+fn patience(state: &State, vm: &VmName) -> std::time::Duration {
+    let answered = state.vms.get(vm).is_some_and(VmState::clock_is_told);
+    if answered { KNOWN_TO_ANSWER } else { UNHEARD }
 }
 
 pub(super) fn failure(error: &VmError) -> Failure {

@@ -23,14 +23,17 @@ fn now() -> UnixNanos {
     UnixNanos(now.tv_sec * 1_000_000_000 + now.tv_nsec)
 }
 
-/// Puts the clock of one guest right after one pause.
-pub(super) async fn correct(vms: &Vms, name: &VmName) -> Result<ClockOutcome, VmError> {
+/// A guest of a busy host, whose answers are too slow to tell the time by, is given a moment.
+const SLOW: Duration = Duration::from_millis(100);
+
+/// Puts the clock of one guest right after one pause, within `patience`.
+pub(super) async fn correct(vms: &Vms, name: &VmName, patience: Duration) -> Result<ClockOutcome, VmError> {
     let (definition, live) = vms.live(name).await?;
     if !definition.guest_agent {
         return Ok(no_agent());
     }
     let path = Paths::in_folder(&live.runtime().dir).guest_agent();
-    let mut task = ClockTask::new(now());
+    let mut task = ClockTask::new(now(), patience);
     let mut channel: Option<Qga> = None;
     loop {
         let act = task.next(now());
@@ -70,7 +73,12 @@ pub(super) async fn correct(vms: &Vms, name: &VmName) -> Result<ClockOutcome, Vm
             },
             ClockAct::Finish(outcome) => return Ok(outcome),
         };
+        let slow = matches!(&answer, Ok(ClockAnswer::Time { sent, received, .. })
+            if Duration::from_nanos(received.0.abs_diff(sent.0)) > SLOW);
         task.heard(&answer.unwrap_or_else(|error| failed(&error)));
+        if slow {
+            wait_a_little().await;
+        }
     }
 }
 

@@ -386,9 +386,8 @@ pub(super) const fn patience(op: Op) -> Duration {
         Op::ArmDeadMan | Op::DisarmDeadMan | Op::KillStep | Op::Hold | Op::CheckKernel | Op::SetHostClock => {
             Duration::from_secs(5)
         }
-        Op::Announce | Op::PublishStarted | Op::EndEvents | Op::SetClock | Op::Retire | Op::DiscardNew => {
-            Duration::from_secs(30)
-        }
+        Op::Announce | Op::PublishStarted | Op::EndEvents | Op::Retire | Op::DiscardNew => Duration::from_secs(30),
+        Op::SetClock => crate::clock::KNOWN_TO_ANSWER.saturating_add(Duration::from_secs(30)),
         Op::HandOver | Op::Save | Op::Restore | Op::UnloadKernel => Duration::from_secs(30),
         Op::Preflight | Op::StartNew | Op::LoadKernel | Op::Restart => Duration::from_secs(60),
         Op::Rehearse | Op::Jump => Duration::from_secs(120),

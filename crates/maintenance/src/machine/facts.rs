@@ -15,6 +15,12 @@ use crate::time::{Mono, Now};
 use crate::update::Section;
 
 impl VmState {
+    /// Whether the guest's agent has told its clock in this maintenance.
+    #[must_use]
+    pub const fn clock_is_told(&self) -> bool {
+        self.clock_us.is_some()
+    }
+
     /// What came of the clock after a pause, and what that tells of the pause: a guest's clock stands while its vCPUs do. One that is
     /// much less behind was put right by the guest itself, and tells nothing.
     fn clock_read(&mut self, outcome: &ClockOutcome) {
