@@ -366,15 +366,15 @@ impl super::state::VmState {
     }
 }
 
-/// How long another attempt at letting a VM run may take: on a host too busy to do it in the usual time, as many as are made would
-/// all be cut short alike. Twice as long each time, up to a minute; nothing for other acts.
+/// How long another attempt at letting a VM run, or at restoring it, may take: on a host too busy to do it in the usual time, as many as
+/// are made would all be cut short alike. Twice as long each time, up to a limit; nothing for other acts.
 fn more_patience(op: Op, attempt: u32) -> Duration {
-    match op {
-        Op::Resume | Op::TakeBack => {
-            (patience(op) * 2_u32.pow(attempt.saturating_sub(1).min(6))).min(Duration::from_secs(60))
-        }
-        _ => Duration::ZERO,
-    }
+    let at_most = match op {
+        Op::Resume | Op::TakeBack => Duration::from_secs(60),
+        Op::Restore => Duration::from_secs(120),
+        _ => return Duration::ZERO,
+    };
+    (patience(op) * 2_u32.pow(attempt.saturating_sub(1).min(6))).min(at_most)
 }
 
 /// How long an act may take before it is given up, where nothing tighter applies. In a pause the budget is tighter.
@@ -403,6 +403,8 @@ mod tests {
     fn each_attempt_to_let_a_vm_run_has_twice_the_time_up_to_a_minute() {
         let seconds: Vec<u64> = (1..=8).map(|attempt| more_patience(Op::Resume, attempt).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
+        let seconds: Vec<u64> = (1..=4).map(|attempt| more_patience(Op::Restore, attempt).as_secs()).collect();
+        assert_eq!(seconds, [30, 60, 120, 120]);
         assert_eq!(more_patience(Op::Save, 5), Duration::ZERO);
     }
 }
