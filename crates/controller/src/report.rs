@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
+use fermata_maintenance::time::human;
 use fermata_model::HostName;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -83,19 +85,19 @@ impl RolloutReport {
     }
 }
 
-fn milliseconds(us: u64) -> String {
-    format!("{}.{:03} ms", us / 1_000, us % 1_000)
+fn length(us: u64) -> String {
+    human(Duration::from_micros(us))
 }
 
 fn vm_line(vm: &VmProgress) -> String {
     let longest = match (vm.host_blackouts_us.iter().max(), vm.may_have_stood_us) {
-        (Some(us), _) => milliseconds(*us),
-        (None, Some(most)) => format!("not known, at most {}", milliseconds(most)),
+        (Some(us), _) => length(*us),
+        (None, Some(most)) => format!("not known, at most {}", length(most)),
         (None, None) => "not paused".to_owned(),
     };
-    let guest = vm.guest_blackout_us.map_or_else(String::new, |us| format!(", {} in the guest", milliseconds(us)));
+    let guest = vm.guest_blackout_us.map_or_else(String::new, |us| format!(", {} in the guest", length(us)));
     let clock = vm.clock.as_ref().map_or_else(String::new, |clock| format!(", clock {clock}"));
-    let forecast = milliseconds(vm.forecast_us);
+    let forecast = length(vm.forecast_us);
     format!("    {:<22} {:<6} blackout {longest}{guest} (forecast {forecast}){clock}, {}", vm.vm, vm.mechanism, vm.end)
 }
 

@@ -152,7 +152,10 @@ async fn an_operators_session_by_the_commands() {
     assert!(shown.contains("done"), "{shown}");
     let report = run("rollout report patch").await.unwrap();
     assert!(
-        report.contains("blackout 7.000 ms") && report.contains("updated") && report.contains("admin: \"start\": go"),
+        report.starts_with("rollout patch: ended (completed)")
+            && report.contains("blackout 7.0 ms")
+            && report.contains("updated")
+            && report.contains("admin: \"start\": go"),
         "{report}"
     );
     assert_eq!(run("rollout check patch").await.unwrap(), "no promise was broken");

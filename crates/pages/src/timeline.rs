@@ -112,10 +112,10 @@ fn shortened(text: &str, room: f64) -> String {
 
 /// Round times, at most eight of them, from 0 on.
 fn ticks(span: f64) -> Vec<f64> {
-    const MINUTES: [f64; 9] = [60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 7_200.0, 21_600.0, 86_400.0];
+    const MINUTES: [f64; 10] = [30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 7_200.0, 21_600.0, 86_400.0];
     let small = (-6..=1).flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(power)));
     let fits = |step: &f64| span / step <= 7.0;
-    let step = small.filter(|step| *step < 60.0).chain(MINUTES).find(fits).unwrap_or(span / 7.0);
+    let step = small.filter(|step| *step < 15.0).chain(MINUTES).find(fits).unwrap_or(span / 7.0);
     (0..8).map(|number| f64::from(number) * step).take_while(|tick| *tick <= span).collect()
 }
 
@@ -128,7 +128,7 @@ fn axis(seconds: f64) -> String {
         format!("{} us", rounded(seconds * 1e6))
     } else if seconds < 1.0 {
         format!("{} ms", rounded(seconds * 1e3))
-    } else if seconds < 60.0 {
+    } else if seconds < 60.0 || (seconds < 120.0 && seconds % 30.0 != 0.0) {
         format!("{} s", rounded(seconds))
     } else if seconds < 7_200.0 {
         format!("{} min", rounded(seconds / 60.0))
@@ -153,6 +153,10 @@ mod tests {
             ["0", "20 ms", "40 ms", "60 ms", "80 ms"]
         );
         assert_eq!(axis(ticks(900.0)[1]), "5 min");
+        assert_eq!(
+            ticks(130.0).iter().copied().map(axis).collect::<Vec<_>>(),
+            ["0", "30 s", "1 min", "1.5 min", "2 min"]
+        );
     }
 
     #[test]

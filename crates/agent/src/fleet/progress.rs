@@ -7,6 +7,7 @@ use fermata_controller::wire::{MaintenanceProgress, StageTime, VmProgress};
 use fermata_maintenance::clock::ClockOutcome;
 use fermata_maintenance::machine::{Outcome as Ended, Stage};
 use fermata_maintenance::report::{Report, VmEnd, name};
+use fermata_maintenance::time::human;
 
 fn us(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
@@ -45,10 +46,18 @@ pub(super) fn of(report: &Report) -> MaintenanceProgress {
 
 fn clock(outcome: &ClockOutcome) -> String {
     match outcome {
-        ClockOutcome::Corrected { before_us, after_us } => format!("corrected from {before_us} us to {after_us} us"),
-        ClockOutcome::WithinTolerance { error_us } => format!("right ({error_us} us)"),
+        ClockOutcome::Corrected { before_us, after_us } => {
+            format!("corrected: {} before, {} after", off(*before_us), off(*after_us))
+        }
+        ClockOutcome::WithinTolerance { error_us } => format!("right ({})", off(*error_us)),
         ClockOutcome::NotCorrected { reason, .. } => format!("not corrected: {reason}"),
     }
+}
+
+/// `26.1 ms behind`, `1.2 ms ahead`.
+fn off(error_us: i64) -> String {
+    let side = if error_us < 0 { "behind" } else { "ahead" };
+    format!("{} {side}", human(Duration::from_micros(error_us.unsigned_abs())))
 }
 
 fn end(end: &VmEnd) -> String {

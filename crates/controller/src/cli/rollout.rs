@@ -183,7 +183,7 @@ pub async fn run(command: RolloutCommand, connection: &Connection, json: bool) -
         // Whoever asks for a page draws it: see [`reported`].
         RolloutCommand::Report { rollout, html: _ } => {
             let Reported { state, log, report } = reported(&client, &rollout).await?;
-            let text = format!("rollout {rollout}: {}\n{report}", state["state"]["phase"]);
+            let text = format!("rollout {rollout}: {}\n{report}", super::watch::phase_word(&state["state"]["phase"]));
             Ok(Shown::new(
                 serde_json::json!({ "rollout": state, "hosts": report.hosts, "measured": report.measured, "log": log }),
                 text,

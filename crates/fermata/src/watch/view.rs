@@ -1,9 +1,11 @@
 //! What the live view shows. Pure: from what the controller said to lines.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use fermata_controller::rollout::{Definition, HostPhase, HostState, State};
 use fermata_controller::wire::{VisitProgress, VmProgress};
+use fermata_maintenance::time::human;
 use fermata_model::HostName;
 use jiff::Timestamp;
 use ratatui::Frame;
@@ -144,19 +146,19 @@ fn vms(shown: &Shown, host: &HostName) -> Vec<Line<'static>> {
     maintenances.flat_map(|maintenance| maintenance.vms.iter().map(|vm| vm_line(vm, &maintenance.stage))).collect()
 }
 
-fn milliseconds(us: u64) -> String {
-    format!("{}.{} ms", us / 1_000, us % 1_000 / 100)
+fn length(us: u64) -> String {
+    human(Duration::from_micros(us))
 }
 
 fn vm_line(vm: &VmProgress, stage: &str) -> Line<'static> {
     let blackout = match vm.host_blackouts_us.iter().max() {
-        Some(longest) => format!("blackout {} of {} forecast", milliseconds(*longest), milliseconds(vm.forecast_us)),
+        Some(longest) => format!("blackout {} of {} forecast", length(*longest), length(vm.forecast_us)),
         None => match vm.may_have_stood_us {
-            Some(most) => format!("may have stood for up to {}", milliseconds(most)),
-            None => format!("forecast {}", milliseconds(vm.forecast_us)),
+            Some(most) => format!("may have stood for up to {}", length(most)),
+            None => format!("forecast {}", length(vm.forecast_us)),
         },
     };
-    let guest = vm.guest_blackout_us.map_or_else(String::new, |us| format!(", {} in the guest", milliseconds(us)));
+    let guest = vm.guest_blackout_us.map_or_else(String::new, |us| format!(", {} in the guest", length(us)));
     Line::raw(format!("      {:<22} {:<6} {stage:<10} {blackout}{guest}, {}", vm.vm, vm.mechanism, vm.end))
 }
 
