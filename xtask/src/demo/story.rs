@@ -8,7 +8,7 @@ use fermata_lab::fleet::Fleet;
 use serde_json::Value;
 
 /// The whole demo has an idea of how long it takes: so many seconds on two cores under emulation.
-const FORECAST: Duration = Duration::from_secs(600);
+const FORECAST: Duration = Duration::from_secs(720);
 
 pub(super) struct Story {
     began: Instant,
