@@ -128,6 +128,7 @@ fn a_fleet_changes_its_kernels_one_update_domain_at_a_time() {
     let fleet = Fleet::up("fleet-kernel", true);
     fleet.start_vms();
     let before = fleet.boots();
+    let hosts_before: Vec<String> = fleet.hosts().iter().map(|host| host.boot_id().unwrap()).collect();
     let image = fleet.controller().run("ls /boot/vmlinuz-7*").unwrap();
     let change = format!("kind = \"kernel\"\n[change]\nimage = \"{}\"\n", image.trim());
     fleet.plan("kernel", &change, "--gate tcp:7072");
@@ -135,7 +136,9 @@ fn a_fleet_changes_its_kernels_one_update_domain_at_a_time() {
     fleet.phase("kernel", "completed");
     fleet.check("kernel");
     println!("{}", fleet.controller().run("fermata rollout report kernel").unwrap());
-    for host in fleet.hosts() {
+    for (host, before) in fleet.hosts().iter().zip(&hosts_before) {
+        // VMs run before the rest of their host does, its shell among it.
+        host.wait_boot_after(before, Duration::from_secs(180)).unwrap();
         assert!(host.run("uname -r").unwrap().starts_with("7."), "{}", host.name);
     }
     assert_eq!(fleet.boots(), before, "every guest lives on");
