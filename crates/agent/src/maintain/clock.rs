@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fermata_maintenance::clock::{ClockAct, ClockAnswer, ClockOutcome, ClockTask, UnixNanos, no_agent};
+use fermata_maintenance::clock::{ClockAct, ClockAnswer, ClockOutcome, ClockTask, TOLERANCE, UnixNanos, no_agent};
 use fermata_model::VmName;
 use fermata_vmm::command::Paths;
 use fermata_vmm::qga::{GuestTime, Qga, QgaError};
@@ -17,14 +17,13 @@ const LIMIT: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(250);
 /// How often a clock is read where one reading would do: the quickest answer tells it best.
 const READINGS: usize = 3;
+/// An answer that takes longer, twice the tolerance, is too slow to tell the time by: a guest of a busy host is given a moment.
+const SLOW: Duration = TOLERANCE.saturating_mul(2);
 
 fn now() -> UnixNanos {
     let now = clock_gettime(ClockId::Realtime);
     UnixNanos(now.tv_sec * 1_000_000_000 + now.tv_nsec)
 }
-
-/// A guest of a busy host, whose answers are too slow to tell the time by, is given a moment.
-const SLOW: Duration = Duration::from_millis(100);
 
 /// Puts the clock of one guest right after one pause, within `patience`.
 pub(super) async fn correct(vms: &Vms, name: &VmName, patience: Duration) -> Result<ClockOutcome, VmError> {

@@ -400,7 +400,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_attempt_to_let_a_vm_run_has_twice_the_time_up_to_a_minute() {
+    fn each_attempt_to_restore_a_vm_or_to_let_it_run_has_twice_the_time_up_to_a_limit() {
         let seconds: Vec<u64> = (1..=8).map(|attempt| more_patience(Op::Resume, attempt).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
         let seconds: Vec<u64> = (1..=4).map(|attempt| more_patience(Op::Restore, attempt).as_secs()).collect();
