@@ -95,6 +95,7 @@ pub(crate) fn run(hosts: usize, keep: bool) -> Result<()> {
 /// Hosts whose VMs' memory outlives their kernel, and one for the other end of connections.
 fn spec(hosts: usize) -> LabSpec {
     let mut spec = LabSpec::new("demo", hosts + 1);
+    spec.as_shipped = true;
     for host in &mut spec.hosts[..hosts] {
         host.memory_mib = 2048;
         *host = host.clone().with_vault(1024);

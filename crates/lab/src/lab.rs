@@ -57,7 +57,8 @@ impl Lab {
         spec.check()?;
         sweep()?;
         prerequisites::ensure()?;
-        let programs = Programs { probe: artifact::probe()?, fermata: artifact::fermata()? };
+        let fermata = if spec.as_shipped { Some(artifact::fermata_optimised()?) } else { artifact::fermata()? };
+        let programs = Programs { probe: artifact::probe()?, fermata };
         let image = Image::ensure()?;
         let guests = guests::disk(&image, &programs.probe, spec.debian_guest)?;
         let switch = artifact::switch()?;

@@ -16,13 +16,16 @@ pub struct LabSpec {
     pub hosts: Vec<HostSpec>,
     /// Whether its hosts have the Debian guest's disk too; it takes a minute or two to build once.
     pub debian_guest: bool,
+    /// Whether its hosts have `fermata` as it is shipped, optimised; else as tests build it. On an emulated host that shows.
+    #[serde(default)]
+    pub as_shipped: bool,
 }
 
 impl LabSpec {
     /// A lab of `count` usual hosts.
     #[must_use]
     pub fn new(name: &str, count: usize) -> Self {
-        Self { name: name.to_owned(), hosts: vec![HostSpec::default(); count], debian_guest: false }
+        Self { name: name.to_owned(), hosts: vec![HostSpec::default(); count], debian_guest: false, as_shipped: false }
     }
 
     /// A lab for a test: its name tells the process, so that tests at the same time do not meet.

@@ -28,7 +28,6 @@ use super::{
     measure::{self, Swap, Update, way},
 };
 use crate::{
-    artifact,
     host::Host,
     image::Image,
     lab::Lab,
@@ -128,14 +127,13 @@ struct Quiet {
 /// # Errors
 /// The lab does not come up, or something in it does not answer. What was measured until then is written.
 pub fn run(plan: &Plan) -> Result<()> {
-    let fermata = artifact::fermata_optimised()?;
     let mut spec = LabSpec::new("bench-swap", 1);
+    spec.as_shipped = true;
     let largest = plan.sizes.iter().map(|(mib, _)| *mib).max().unwrap_or(256);
     // Twice the largest VM (Fermata's and the one by hand), and the host itself.
     spec.hosts[0].memory_mib = 2048 + 2 * largest;
     let lab = Lab::up(&spec)?;
     let host = lab.host(1);
-    host.take_fermata(&fermata)?;
     let mut bench = Bench { host, plan, began: Instant::now(), head: head(host)?, measured: Measured::default() };
     let outcome = bench.all();
     if let Err(error) = &outcome {
