@@ -1,31 +1,49 @@
-//! After a jump into another kernel the host comes up in two steps: VMs first, everything else then.
+//! After a jump into another kernel the host comes up in steps: VMs first, everything else then.
 //!
 //! ```text
-//!  jump ──► fermata-first.target: the agent, and nothing else that takes the processor
+//!  jump ──► first program of the kernel ([`init`]): the agent alone
 //!             ├─ no VM stands any more, clocks are right ───┐
-//!             ├─ a VM waits for something of the host ──────┼──► fermata-others.service ──► default.target
-//!             ├─ a VM could not be restored at once ────────┤
-//!             └─ a minute has passed (fermata-others.timer) ┘
+//!             ├─ a VM waits for something of the host ──────┼──► systemd, with fermata-first.target:
+//!             ├─ a VM could not be restored at once ────────┤    an agent once more, and what was added to the target
+//!             └─ a minute has passed ───────────────────────┘      └─ the same reasons ──► fermata-others.service ──► default.target
 //! ```
 //!
 //! That is for hosts of few processors, on which everything that starts at once takes them from VMs that stand. Others start everything
-//! at once: their network, which VMs need too, takes seconds of its own and should not wait. Units that VMs need in the first step are
-//! added to it (`systemctl add-wants fermata-first.target UNIT`).
+//! at once: their network, which VMs need too, takes seconds of its own and should not wait. What VMs need in the first step are
+//! programs in `/etc/fermata/first.d`, in the second one units (`systemctl add-wants fermata-first.target UNIT`).
 //!
-//! The next kernel's command line asks for it by a word (`systemd.unit=`), which only a jump puts there. A host whose agent needs a file
-//! system that others must mount first, or that names a unit of its own, comes up in one step.
+//! The next kernel's command line asks for both by words (`init=`, `systemd.unit=`), which only a jump puts there. A host whose agent needs
+//! a file system that others must mount first, or that names programs or units of its own, comes up in one step.
+//!
+//! Going over to the next step is a restart of the agent like any other: it ends, and the one that comes goes on by the journal.
 
+pub(crate) mod init;
 mod log;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fermata_model::VmName;
+use rustix::process::{Signal, getpid, kill_process};
 use tokio::process::Command;
 
 use crate::config::Config;
+
+pub use init::{is_called, main};
+
+/// Kernel command line: the first program.
+const INIT_KEY: &str = "init=";
+/// Ours: a name of this program.
+const INIT: &str = "/usr/lib/fermata/first";
+/// Tells the agent, in its environment, that there is no service manager yet.
+const ALONE: &str = "FERMATA_ALONE";
+/// Where a security module that labels processes by their start shows itself: it would not know those that start before its policy.
+const SELINUX: &str = "/sys/fs/selinux";
 
 /// systemd(1), kernel command line: the unit to start instead of the default target.
 const KEY: &str = "systemd.unit=";
@@ -40,7 +58,15 @@ const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/li
 const FEW: usize = 4;
 /// How long everything else waits for the clocks of VMs that run again.
 const FOR_CLOCKS: Duration = Duration::from_secs(4);
+/// The same before there is a service manager: what is not done then waits for an agent that comes half a minute later on an emulated host.
+const FOR_CLOCKS_ALONE: Duration = Duration::from_secs(10);
 
+/// How long VMs on their way are waited for, when others wait for the host.
+const FOR_OTHERS: Duration = Duration::from_secs(15);
+/// Between two looks whether they have arrived.
+const LOOK: Duration = Duration::from_millis(20);
+
+static ON_THEIR_WAY: Mutex<BTreeSet<VmName>> = Mutex::new(BTreeSet::new());
 static DONE: AtomicBool = AtomicBool::new(false);
 static SOON: AtomicBool = AtomicBool::new(false);
 static MUTE: AtomicBool = AtomicBool::new(false);
@@ -60,14 +86,31 @@ fn on_one_file_system(paths: &[&Path]) -> bool {
     root.is_some() && paths.iter().all(|path| device(path) == root)
 }
 
-/// A command line with the word for it, or without.
-pub(crate) fn with_word(cmdline: &str, wanted: bool) -> String {
-    let word = format!("{KEY}{TARGET}");
-    let mut words: Vec<&str> = cmdline.split_whitespace().filter(|other| *other != word).collect();
-    if wanted && !words.iter().any(|word| word.starts_with(KEY)) {
-        words.push(&word);
+/// Whether VMs can come before the service manager, too.
+fn possible_alone() -> bool {
+    let unified = Path::new(crate::units::CGROUPS).join("cgroup.controllers");
+    Path::new(INIT).exists() && unified.exists() && !Path::new(SELINUX).exists()
+}
+
+/// A command line with the words for the steps before the last, or without.
+pub(crate) fn with_words(cmdline: &str, wanted: bool) -> String {
+    words(cmdline, wanted, wanted && possible_alone())
+}
+
+fn words(cmdline: &str, first: bool, alone: bool) -> String {
+    let ours = [format!("{INIT_KEY}{INIT}"), format!("{KEY}{TARGET}")];
+    let mut words: Vec<&str> = cmdline.split_whitespace().filter(|word| !ours.iter().any(|our| our == word)).collect();
+    let others = |key: &str| words.iter().any(|word| word.starts_with(key));
+    if first && !others(KEY) {
+        let alone = alone && !others(INIT_KEY);
+        words.extend(ours.iter().skip(usize::from(!alone)).map(String::as_str));
     }
     words.join(" ")
+}
+
+/// Whether this agent runs before there is a service manager.
+pub(crate) fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
 }
 
 /// Sees to it that an agent that starts before the rest of the host is heard.
@@ -89,6 +132,10 @@ pub(crate) fn let_others_start(why: &str) {
         return;
     }
     tracing::info!(why, "the rest of the host starts");
+    if is_alone() {
+        tokio::spawn(end());
+        return;
+    }
     if MUTE.load(Ordering::Relaxed) {
         tokio::spawn(log::to_the_journal());
     }
@@ -100,11 +147,36 @@ pub(crate) fn let_others_start(why: &str) {
     }
 }
 
+/// Ends this agent, when no VM is on its way that would have to begin anew.
+async fn end() {
+    let until = tokio::time::Instant::now() + FOR_OTHERS;
+    while !on_their_way().is_empty() && tokio::time::Instant::now() < until {
+        tokio::time::sleep(LOOK).await;
+    }
+    if let Err(error) = kill_process(getpid(), Signal::TERM) {
+        tracing::error!(%error, "this agent cannot end itself; the first program does after a minute");
+    }
+}
+
+fn on_their_way() -> MutexGuard<'static, BTreeSet<VmName>> {
+    ON_THEIR_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A VM that has all it needs of the host is on its way into a VMM.
+pub(crate) fn departs(vm: &VmName) {
+    on_their_way().insert(vm.clone());
+}
+
+/// It runs, or does not get there now.
+pub(crate) fn arrives(vm: &VmName) {
+    on_their_way().remove(vm);
+}
+
 /// Lets everything else start when the clocks of VMs that run again have had their time: guests answer late beside it.
 pub(crate) fn let_others_start_soon() {
     if !SOON.swap(true, Ordering::Relaxed) && is_asked_for() {
         tokio::spawn(async {
-            tokio::time::sleep(FOR_CLOCKS).await;
+            tokio::time::sleep(if is_alone() { FOR_CLOCKS_ALONE } else { FOR_CLOCKS }).await;
             let_others_start("no VM stands; clocks are still being put right");
         });
     }
@@ -115,12 +187,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_word_is_there_once_and_never_beside_another_unit() {
-        let once = with_word("root=/dev/vda quiet", true);
-        assert_eq!(once, "root=/dev/vda quiet systemd.unit=fermata-first.target");
-        assert_eq!(with_word(&once, true), once);
-        assert_eq!(with_word(&once, false), "root=/dev/vda quiet");
-        assert_eq!(with_word("systemd.unit=rescue.target", true), "systemd.unit=rescue.target");
+    fn words_are_there_once_and_never_beside_those_of_the_operator() {
+        let once = words("root=/dev/vda quiet", true, true);
+        assert_eq!(once, "root=/dev/vda quiet init=/usr/lib/fermata/first systemd.unit=fermata-first.target");
+        assert_eq!(words(&once, true, true), once);
+        assert_eq!(words(&once, true, false), "root=/dev/vda quiet systemd.unit=fermata-first.target");
+        assert_eq!(words(&once, false, false), "root=/dev/vda quiet");
+        assert_eq!(words("systemd.unit=rescue.target", true, true), "systemd.unit=rescue.target");
+        assert_eq!(words("init=/bin/sh", true, true), "init=/bin/sh systemd.unit=fermata-first.target");
         assert!(is_on(&once) && !is_on("systemd.unit=rescue.target"));
     }
 

@@ -21,7 +21,7 @@ pub mod client;
 pub mod config;
 mod devices;
 pub mod events;
-mod first;
+pub mod first;
 pub mod fleet;
 pub mod host;
 pub mod inventory;
@@ -125,7 +125,7 @@ pub async fn run_with(config: Config) -> Result<(), AgentError> {
     for bridge in &config.bridges {
         links.ensure_bridge(bridge, &config.state_dir).await?;
     }
-    let units = Units::open().await;
+    let units = Units::open(&config.slice).await;
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| AgentError::Io { path, source }

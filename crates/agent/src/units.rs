@@ -1,11 +1,12 @@
 //! Systemd units of VMs, over systemd's own interface: on the bus, or by [`early`] while a host has none yet.
 //!
 //! Each VMM runs in a transient service of its own, so it lives on when the agent is restarted, killed or upgraded, and
-//! everything it might fork dies with it.
+//! everything it might fork dies with it. One that was started before there was a service manager ([`alone`]) is in a scope.
 
+mod alone;
 mod early;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -14,18 +15,37 @@ use tokio::time::timeout;
 use zbus::Connection;
 use zbus::{OwnedObjectPath, Variant as Value};
 
+pub(crate) use alone::CGROUPS;
+
 /// How long systemd may take for a job.
 const JOB_LIMIT: Duration = Duration::from_secs(20);
 /// Where the bus is, once there is one (D-Bus specification, well-known message bus instances).
 const BUS_SOCKET: &str = "/run/dbus/system_bus_socket";
 /// How long an agent that starts waits for the bus, where there is one.
 const BUS_LIMIT: Duration = Duration::from_millis(500);
+/// How long what cannot be done without a bus waits for it: an emulated host of one processor takes half a minute to have one.
+const BUS_PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks whether the bus has come up: nothing announces it.
 const BUS_LOOK: Duration = Duration::from_millis(200);
 
-/// How a VMM is confined, by the names that unit files use.
-const CONFINED: [(&str, Setting); 16] = [
-    ("SupplementaryGroups", Setting::Names(&["kvm"])),
+/// The groups that a VMM's user is in besides its own.
+const VMM_GROUPS: &[&str] = &["kvm"];
+/// The most descriptors that a VMM may have.
+pub const VMM_FILES: u64 = 65_536;
+
+/// How a VMM's control group is limited, and in which order it starts and ends: of a scope's unit as of a service's.
+const GROUPED: [(&str, Setting); 5] = [
+    ("DevicePolicy", Setting::Word("closed")),
+    ("TimeoutStopSec", Setting::StopSeconds(10)),
+    // Else it would pull up the host and wait for it, and after a change of the kernel VMs come before that.
+    ("DefaultDependencies", Setting::No),
+    ("Conflicts", Setting::Names(&["shutdown.target"])),
+    // The guests' own service stops before a VM's unit at shutdown, so guests are asked before VMMs are ended.
+    ("Before", Setting::Names(&["fermata-guests.service", "shutdown.target"])),
+];
+/// How a VMM is confined besides, by the names that unit files use.
+const CONFINED: [(&str, Setting); 11] = [
+    ("SupplementaryGroups", Setting::Names(VMM_GROUPS)),
     ("StandardOutput", Setting::Word("null")),
     ("NoNewPrivileges", Setting::Yes),
     ("RestrictNamespaces", Setting::All),
@@ -34,15 +54,8 @@ const CONFINED: [(&str, Setting); 16] = [
     ("ProtectControlGroups", Setting::Yes),
     ("RestrictSUIDSGID", Setting::Yes),
     ("LockPersonality", Setting::Yes),
-    ("DevicePolicy", Setting::Word("closed")),
-    ("LimitNOFILE", Setting::Number(65_536)),
+    ("LimitNOFILE", Setting::Number(VMM_FILES)),
     ("LimitCORE", Setting::Number(0)),
-    ("TimeoutStopSec", Setting::StopSeconds(10)),
-    // Else it would pull up the host and wait for it, and after a change of the kernel VMs come before that.
-    ("DefaultDependencies", Setting::No),
-    ("Conflicts", Setting::Names(&["shutdown.target"])),
-    // The guests' own service stops before a VM's unit at shutdown, so guests are asked before VMMs are ended.
-    ("Before", Setting::Names(&["fermata-guests.service", "shutdown.target"])),
 ];
 /// What every VMM may open besides.
 const DEVICES: [(&str, &str); 2] = [("/dev/kvm", "rw"), ("block-*", "rw")];
@@ -109,6 +122,14 @@ pub enum UnitError {
         unit: String,
         /// Systemd's word for it.
         result: String,
+    },
+    /// The bus is not there.
+    #[error("systemd, {act} {unit}: no system bus within {} s; see `systemctl status dbus`", BUS_PATIENCE.as_secs())]
+    NoBus {
+        /// What was tried.
+        act: &'static str,
+        /// On which unit.
+        unit: String,
     },
     /// No answer in time.
     #[error("systemd, {act} {unit}: no answer within {} s", JOB_LIMIT.as_secs())]
@@ -192,6 +213,10 @@ pub struct HelperUnit {
 #[derive(Debug, Clone)]
 pub struct Units {
     bus: Arc<OnceLock<Bus>>,
+    /// The slice of all VMs.
+    slice: Arc<str>,
+    /// Whether this agent runs before there is a service manager.
+    alone: bool,
 }
 
 #[derive(Debug)]
@@ -213,7 +238,8 @@ type ExecStart<'a> = (&'a str, &'a [String], bool);
 
 impl Units {
     /// Connects to the system bus; as long as there is none, what VMs need is done without it.
-    pub async fn open() -> Self {
+    pub async fn open(slice: &str) -> Self {
+        let alone = crate::first::is_alone();
         let bus = Arc::new(OnceLock::new());
         let looked_for = Arc::clone(&bus);
         let found = tokio::spawn(async move {
@@ -234,20 +260,54 @@ impl Units {
         if std::path::Path::new(BUS_SOCKET).exists() {
             timeout(BUS_LIMIT, found).await.ok();
         }
-        Self { bus }
+        Self { bus, slice: slice.into(), alone }
+    }
+
+    /// The name of a VM's unit to be started.
+    #[must_use]
+    pub fn vm_unit(&self, stem: &str) -> String {
+        format!("{stem}.{}", if self.alone { "scope" } else { "service" })
+    }
+
+    /// Gives systemd what was started before it, in a scope, as soon as there is a bus. One that it has already, or that has a
+    /// service, is no error.
+    ///
+    /// # Errors
+    /// [`UnitError`]; the VMM runs on as before.
+    pub async fn adopt(&self, unit: &str, description: &str, pid: i32, vault: Option<&Path>) -> Result<(), UnitError> {
+        if self.alone || !alone::is_scope(unit) {
+            return Ok(());
+        }
+        let bus = self.bus_at_last().await;
+        let pids = vec![u32::try_from(pid).unwrap_or_default()];
+        let mut properties: Vec<(&str, Value<'_>)> = vec![
+            ("Description", description.into()),
+            ("Slice", Value::from(&*self.slice)),
+            ("PIDs", Value::from(pids)),
+            ("CollectMode", "inactive-or-failed".into()),
+        ];
+        let vault = vault.map(|device| device.display().to_string());
+        properties.push(("DeviceAllow", Value::from(devices(vault.as_deref()))));
+        properties.extend(GROUPED.iter().map(|(name, setting)| setting.on_the_bus(name)));
+        let job = bus.manager.start_transient_unit(unit, "fail", &properties, &[]);
+        match Self::run_job(bus, "adopt", unit, job).await {
+            Err(UnitError::Bus { source, .. }) if is_named(&source, "org.freedesktop.systemd1.UnitExists") => Ok(()),
+            other => other,
+        }
     }
 
     /// The bus, for what cannot be done without.
     async fn bus(&self, act: &'static str, unit: &str) -> Result<&Bus, UnitError> {
-        let there = async {
-            loop {
-                if let Some(bus) = self.bus.get() {
-                    return bus;
-                }
-                tokio::time::sleep(BUS_LOOK).await;
+        timeout(BUS_PATIENCE, self.bus_at_last()).await.map_err(|_| UnitError::NoBus { act, unit: unit.to_owned() })
+    }
+
+    async fn bus_at_last(&self) -> &Bus {
+        loop {
+            if let Some(bus) = self.bus.get() {
+                return bus;
             }
-        };
-        timeout(JOB_LIMIT, there).await.map_err(|_| UnitError::Slow { act, unit: unit.to_owned() })
+            tokio::time::sleep(BUS_LOOK).await;
+        }
     }
 
     /// Starts a VM's unit and waits until its program runs.
@@ -255,13 +315,14 @@ impl Units {
     /// # Errors
     /// [`UnitError`].
     pub async fn start(&self, unit: &VmUnit) -> Result<(), UnitError> {
+        if self.alone {
+            return alone::start(unit);
+        }
         let Some(bus) = self.bus.get() else { return early::start(unit, JOB_LIMIT).await };
         let program = unit.command.first().map_or("", String::as_str);
         let exec: &[ExecStart<'_>] = &[(program, &unit.command, false)];
         let log = unit.log.display().to_string();
         let vault = unit.vault.as_ref().map(|device| device.display().to_string());
-        let mut devices = DEVICES.to_vec();
-        devices.extend(vault.as_deref().map(|device| (device, "rw")));
         let mut properties: Vec<(&str, Value<'_>)> = vec![
             ("Description", unit.description.as_str().into()),
             ("Type", "exec".into()),
@@ -269,11 +330,11 @@ impl Units {
             ("User", unit.user.as_str().into()),
             ("Slice", unit.slice.as_str().into()),
             ("StandardErrorFileToAppend", log.as_str().into()),
-            ("DeviceAllow", Value::from(devices)),
+            ("DeviceAllow", Value::from(devices(vault.as_deref()))),
             ("KillMode", "control-group".into()),
             ("CollectMode", "inactive-or-failed".into()),
         ];
-        properties.extend(CONFINED.iter().map(|(name, setting)| setting.on_the_bus(name)));
+        properties.extend(GROUPED.iter().chain(&CONFINED).map(|(name, setting)| setting.on_the_bus(name)));
         let job = bus.manager.start_transient_unit(&unit.name, "fail", &properties, &[]);
         Self::run_job(bus, "start", &unit.name, job).await
     }
@@ -333,6 +394,13 @@ impl Units {
     /// # Errors
     /// [`UnitError`].
     pub async fn stop(&self, unit: &str) -> Result<(), UnitError> {
+        if alone::is_scope(unit) {
+            return alone::stop(&self.slice, unit, JOB_LIMIT).await;
+        }
+        // Without a service manager there are no services.
+        if self.alone {
+            return Ok(());
+        }
         let Some(bus) = self.bus.get() else { return early::stop(unit, JOB_LIMIT).await };
         match Self::run_job(bus, "stop", unit, bus.manager.stop_unit(unit, "replace")).await {
             Err(UnitError::Bus { source, .. }) if is_no_such_unit(&source) => Ok(()),
@@ -348,6 +416,12 @@ impl Units {
     /// # Errors
     /// [`UnitError`].
     pub async fn kill(&self, unit: &str) -> Result<(), UnitError> {
+        if alone::is_scope(unit) {
+            return alone::kill(&self.slice, unit);
+        }
+        if self.alone {
+            return Ok(());
+        }
         let Some(bus) = self.bus.get() else { return early::kill(unit, JOB_LIMIT).await };
         match bus.manager.kill_unit(unit, "all", 9).await {
             Ok(()) => Ok(()),
@@ -374,6 +448,9 @@ impl Units {
     /// # Errors
     /// [`UnitError`].
     pub async fn main_pid(&self, unit: &str) -> Result<Option<u32>, UnitError> {
+        if alone::is_scope(unit) || self.alone {
+            return Ok(alone::main_pid(&self.slice, unit));
+        }
         let Some(bus) = self.bus.get() else { return early::main_pid(unit, JOB_LIMIT).await };
         let failed = |source| UnitError::Bus { act: "ask for", unit: unit.to_owned(), source: Box::new(source) };
         let path = match bus.manager.get_unit(unit).await {
@@ -425,6 +502,15 @@ impl Units {
     }
 }
 
+/// What a VMM may open.
+fn devices(vault: Option<&str>) -> Vec<(&str, &str)> {
+    DEVICES.into_iter().chain(vault.map(|device| (device, "rw"))).collect()
+}
+
 fn is_no_such_unit(error: &zbus::Error) -> bool {
-    matches!(error, zbus::Error::MethodError(name, ..) if name.as_str() == "org.freedesktop.systemd1.NoSuchUnit")
+    is_named(error, "org.freedesktop.systemd1.NoSuchUnit")
+}
+
+fn is_named(error: &zbus::Error, wanted: &str) -> bool {
+    matches!(error, zbus::Error::MethodError(name, ..) if name.as_str() == wanted)
 }

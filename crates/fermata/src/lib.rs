@@ -21,6 +21,7 @@ use anyhow::Context;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use fermata_agent::client::Client;
 use fermata_controller::cli;
+use fermata_vault::confine::Confinement;
 
 /// VM-preserving host maintenance for KVM.
 #[derive(Debug, Parser)]
@@ -106,7 +107,21 @@ enum Command {
         /// The socket to receive them from.
         #[arg(long)]
         socket: PathBuf,
+        /// The folder of its control group, where no service manager put it into one.
+        #[arg(long, requires = "user")]
+        group: Option<PathBuf>,
+        /// Ids of user and group to run as then, with a colon between.
+        #[arg(long, requires = "group", value_parser = user_and_group)]
+        user: Option<(u32, u32)>,
+        /// Ids of more groups of that user.
+        #[arg(long, requires = "user")]
+        more_groups: Vec<u32>,
     },
+}
+
+fn user_and_group(text: &str) -> Result<(u32, u32), String> {
+    let ids = text.split_once(':').and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
+    ids.ok_or_else(|| format!("`{text}` is not USER:GROUP by their ids"))
 }
 
 /// How long the agent may take to answer a launcher.
@@ -121,6 +136,9 @@ pub fn command() -> clap::Command {
 /// Runs what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|program| fermata_agent::first::is_called(&program)) {
+        return fermata_agent::first::main();
+    }
     let cli = Cli::parse();
     let json = cli.json;
     match run(cli) {
@@ -134,7 +152,11 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { json, socket, command } = cli;
-    if let Command::VmmExec { socket } = command {
+    if let Command::VmmExec { socket, group, user, more_groups: groups } = command {
+        if let (Some(group), Some((uid, gid))) = (group, user) {
+            // Before any other thread: users and groups are a thread's own.
+            Confinement { group, uid, gid, groups, files: fermata_agent::units::VMM_FILES }.enter()?;
+        }
         let error = fermata_vault::launch::receive_and_exec(&socket, LAUNCH_LIMIT);
         return Err(error).context("this process could not become a VMM");
     }
@@ -210,4 +232,28 @@ fn start_log() {
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(colours);
     log.with_writer(std::io::stderr).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launcher_is_confined_by_a_service_manager_or_by_all_of_its_words() {
+        let parse = |words: &[&str]| {
+            Cli::try_parse_from(["fermata", "vmm-exec", "--socket", "/s"].iter().chain(words)).map(|cli| cli.command)
+        };
+        let Command::VmmExec { group: None, user: None, more_groups, .. } = parse(&[]).unwrap() else {
+            panic!("confined")
+        };
+        assert!(more_groups.is_empty());
+        let words = ["--group", "/g", "--user=7:8", "--more-groups=9"];
+        let Command::VmmExec { group: Some(_), user: Some((7, 8)), more_groups, .. } = parse(&words).unwrap() else {
+            panic!("not confined")
+        };
+        assert_eq!(more_groups, [9]);
+        for part in [&words[..1], &words[..2], &words[2..3], &words[2..], &["--group", "/g", "--user=7"]] {
+            assert!(parse(part).is_err(), "{part:?}");
+        }
+    }
 }

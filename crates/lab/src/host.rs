@@ -18,6 +18,9 @@ use crate::{
     qmp,
 };
 
+/// The environment of the agent before the service manager.
+const FIRST_ENV: &str = "/etc/fermata/first.env";
+
 /// Time for a host to boot on a machine without hardware virtualisation that is busy with other things.
 pub const BOOT: Duration = Duration::from_secs(240);
 
@@ -202,16 +205,6 @@ impl Host {
         Ok(())
     }
 
-    /// Goes over to another build of `fermata`, agent included.
-    ///
-    /// # Errors
-    /// It cannot be copied, or its agent does not get ready.
-    pub fn take_fermata(&self, binary: &Path) -> Result<()> {
-        self.copy_to(binary, "/usr/bin/fermata.new")?;
-        self.run("mv /usr/bin/fermata.new /usr/bin/fermata && systemctl restart fermata-agent")?;
-        self.wait_agent_ready(Duration::from_secs(60))
-    }
-
     /// Tells the agent at which step of a maintenance to halt by itself (`FERMATA_HALT_AT`), or no longer to, and starts it anew. `units`
     /// is the folder for it: below `/run` it is forgotten with the kernel.
     ///
@@ -219,9 +212,15 @@ impl Host {
     /// The agent does not get ready.
     pub fn halt_agent_at(&self, step: Option<&str>, units: &str) -> Result<()> {
         let folder = format!("{units}/fermata-agent.service.d");
+        // The agent that runs before the service manager has its environment from a file of its own.
         let script = step.map_or_else(
-            || format!("rm -rf {folder}"),
-            |step| format!("mkdir -p {folder} && printf '[Service]\\nEnvironment=\"FERMATA_HALT_AT={step}\"\\n' >{folder}/halt.conf"),
+            || format!("rm -rf {folder} {FIRST_ENV}"),
+            |step| {
+                format!(
+                    "mkdir -p {folder} && printf '[Service]\\nEnvironment=\"FERMATA_HALT_AT={step}\"\\n' >{folder}/halt.conf; \
+                     echo 'FERMATA_HALT_AT={step}' >{FIRST_ENV}"
+                )
+            },
         );
         self.run(&format!(
             "{script}; rm -f /run/fermata/halted; systemctl daemon-reload; systemctl restart fermata-agent; sync"

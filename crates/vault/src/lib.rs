@@ -10,6 +10,7 @@
 //! | [`tap`] | tap devices, vhost-net |
 //! | [`process`] | processes by pidfd: wait, kill for certain, take a descriptor out of one |
 //! | [`launch`] | start a program inside a unit with descriptors that the agent owns |
+//! | [`confine`] | group, user and limits for a program where no service manager gives them |
 //! | [`relay`] | passes descriptors between two VMMs, and stops time just before the hand over |
 //! | [`locks`] | who holds an open-file-description lock on a file |
 //! | [`kvm`] | whether KVM works here, and the TSC frequency it gives guests |
@@ -19,6 +20,7 @@
 //! This is the only room with `unsafe` code: each block says why it is sound, and each module that has one says so with
 //! an `expect(unsafe_code)`.
 
+pub mod confine;
 pub mod kexec;
 pub mod kvm;
 pub mod launch;

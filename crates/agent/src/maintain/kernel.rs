@@ -76,7 +76,7 @@ pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
     files.extend(running.iter().flat_map(|(vm, _)| &vm.disks).map(|disk| disk.path.clone()));
     blocking(move || {
         let mut target = Target::of(&kernel, vault.as_deref(), &files, boot)?;
-        target.cmdline = first::with_word(&target.cmdline, first::possible(&config));
+        target.cmdline = first::with_words(&target.cmdline, first::possible(&config));
         kexec::load(&target.image, target.initrd.as_deref(), &target.cmdline).map_err(|e| e.to_string())?;
         way_back::note(&config, &target.release, boot)?;
         rustix::fs::sync();

@@ -322,7 +322,9 @@ impl Maintain {
 
     /// A rehearsal that was cut short leaves its twins.
     async fn end_twins(&self, state: &State) {
-        if !matches!(state.order.update.change, Change::Vmm { .. } | Change::Kernel(_)) {
+        // Before there is a service manager, all there was has ended with the kernel before.
+        let with_twins = matches!(state.order.update.change, Change::Vmm { .. } | Change::Kernel(_));
+        if !with_twins || first::is_alone() {
             return;
         }
         for vm in &state.order.vms {

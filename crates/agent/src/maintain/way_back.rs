@@ -60,7 +60,7 @@ pub(super) fn note(config: &Config, to: &str, boot: Uuid) -> Result<(), String> 
     }
     let initrd = Some(PathBuf::from(format!("/boot/initrd.img-{release}"))).filter(|initrd| initrd.is_file());
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(|e| format!("/proc/cmdline: {e}"))?;
-    let cmdline = first::with_word(&jumped::with_word(cmdline.trim(), boot), first::possible(config));
+    let cmdline = first::with_words(&jumped::with_word(cmdline.trim(), boot), first::possible(config));
     let note = Note { image, initrd, cmdline, to: to.to_owned(), tried: false };
     write(&path(config), &note)
 }

@@ -29,7 +29,10 @@ pub(super) async fn start(unit: &VmUnit, limit: Duration) -> Result<(), UnitErro
 
 /// What [`super::Units::start`] says of the unit over the bus, in the words of unit files.
 fn properties(unit: &VmUnit) -> impl Iterator<Item = String> {
-    let fixed = super::CONFINED.iter().map(|(name, setting)| format!("{name}={}", setting.in_unit_files()));
+    let fixed = super::GROUPED
+        .iter()
+        .chain(&super::CONFINED)
+        .map(|(name, setting)| format!("{name}={}", setting.in_unit_files()));
     let devices = super::DEVICES.iter().map(|(device, rights)| format!("DeviceAllow={device} {rights}"));
     let vault = unit.vault.iter().map(|device| format!("DeviceAllow={} rw", device.display()));
     let log = format!("StandardError=append:{}", unit.log.display());

@@ -163,6 +163,7 @@ impl Vms {
                 Ok(())
             }
             Err(error) => {
+                crate::first::arrives(name);
                 crate::first::let_others_start("a VM could not be restored at once");
                 let error = with_last_words(error, &runtime.dir);
                 self.tear_down_vmm(&runtime).await?;
@@ -224,6 +225,7 @@ impl Vms {
         }
         let state = vault.load(definition.uuid).map_err(|e| Self::vault_failed(name)(crate::chain(&e)))?;
         self.files_there(definition).await?;
+        crate::first::departs(name);
         let user = self.vm_user()?;
         make_dir(&runtime.dir, &user)?;
         let file = runtime.dir.join(STATE);
@@ -268,6 +270,7 @@ impl Vms {
         self.forget_saved(&record)?;
         let failed = |source| VmError::Qmp { name: name.clone(), act: "run again", source };
         let resumed = handover::resume(live.qmp(), limit).await.map_err(failed)?;
+        crate::first::arrives(name);
         let announce = qmp::AnnounceSelf { initial: 50, max: 550, rounds: 5, step: 50 };
         if let Err(error) = live.qmp().execute(&announce).await {
             tracing::warn!(vm = %name, error = crate::chain(&error), "not announced to the switches");

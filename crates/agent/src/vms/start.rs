@@ -136,7 +136,7 @@ impl Vms {
         let name = &definition.name;
         Ok(Runtime {
             generation,
-            unit: format!("fermata-vm-{name}-{generation}.service"),
+            unit: self.units.vm_unit(&format!("fermata-vm-{name}-{generation}")),
             vmm,
             boot: self.boot,
             process: None,
@@ -210,6 +210,19 @@ impl Vms {
         .map_err(|source| VmError::Command { name: definition.name.clone(), source })?;
         let launch = Launch { program: binary, args, env: std::collections::BTreeMap::new() };
         self.launch_unit(definition, runtime, &user, launch, lent, vhosts.as_deref()).await
+    }
+
+    /// Gives a VMM that was started before there was a service manager to it.
+    pub(super) async fn adopt(self: Arc<Self>, name: VmName, live: Arc<Live>) {
+        let (runtime, pid) = (live.runtime(), live.process().pid());
+        let description = describe(&name, runtime.vmm);
+        let adopted = tokio::select! {
+            adopted = self.units.adopt(&runtime.unit, &description, pid, self.vaults.device(runtime.vault)) => adopted,
+            () = live.ended() => return,
+        };
+        if let Err(error) = adopted {
+            tracing::warn!(vm = %name, unit = runtime.unit, %error, "systemd does not know of its VMM; the next agent tries again");
+        }
     }
 
     /// Opens what the VM is lent.
@@ -287,7 +300,7 @@ impl Vms {
         door.admit(user.uid, user.gid).map_err(failed)?;
         let unit = VmUnit {
             name: runtime.unit.clone(),
-            description: format!("Fermata VM {} on VMM {}", definition.name, runtime.vmm),
+            description: describe(&definition.name, runtime.vmm),
             command: vec![
                 self.config.launcher.display().to_string(),
                 "vmm-exec".to_owned(),
@@ -314,6 +327,10 @@ impl Vms {
         .map_err(|_| VmError::Inside)?
         .map_err(failed)
     }
+}
+
+fn describe(name: &VmName, vmm: VmmVersion) -> String {
+    format!("Fermata VM {name} on VMM {vmm}")
 }
 
 async fn ended(process: &Process) {

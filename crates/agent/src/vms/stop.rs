@@ -137,6 +137,7 @@ impl Vms {
     pub(super) fn take_up(self: &Arc<Self>, name: &VmName, live: Live) {
         let live = Arc::new(live);
         self.slot(name).set_live(Some(Arc::clone(&live)));
+        tokio::spawn(Arc::clone(self).adopt(name.clone(), Arc::clone(&live)));
         let (vms, name) = (Arc::clone(self), name.clone());
         tokio::spawn(async move {
             live.ended().await;

@@ -104,7 +104,8 @@ for unit in fermata-lab-network.service fermata-lab-kvm.service fermata-lab-read
     ln -sf "/etc/systemd/system/$unit" "$root/etc/systemd/system/multi-user.target.wants/$unit"
 done
 # VMs come first after a change of the kernel, and are of use with the network only.
-mkdir -p "$root/etc/systemd/system/fermata-first.target.wants"
+mkdir -p "$root/etc/systemd/system/fermata-first.target.wants" "$root/etc/fermata/first.d"
+ln -sf /usr/lib/fermata-lab/network "$root/etc/fermata/first.d/network"
 ln -sf ../fermata-lab-network.service "$root/etc/systemd/system/fermata-first.target.wants/"
 passwd --root "$root" --delete root >/dev/null
 rm -rf "$root/usr/share/doc" "$root/usr/share/man" "$root/usr/share/locale" "$root"/var/lib/apt/lists/* \

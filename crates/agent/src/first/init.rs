@@ -1,0 +1,224 @@
+//! The first program of a kernel that was jumped into: the agent runs alone until VMs run, then the host's own first program takes over.
+//!
+//! ```text
+//!  kernel ─► initial RAM disk ─► here, as process 1 ─► agent ─► VMs run ─► agent ends ─► /sbin/init ─► fermata-first.target ─► ...
+//!                                  │  modules, first.d   (or it ended, was stopped, or a minute passed)       ▲
+//!                                  └──────────────────────── whatever fails here ─────────────────────────────┘
+//! ```
+//!
+//! A service manager needs seconds until it starts its first unit where processors are few, and VMs stand meanwhile. Invariants: this
+//! program never ends but by becoming `/sbin/init`; two agents never run at once; what was mounted is mounted as the service manager
+//! would, so it finds its own.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::StatVfsMountFlags;
+use rustix::mount::{MountFlags, mount, mount_remount};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, wait};
+
+use super::ALONE;
+
+/// What the host starts with otherwise, first that is there (Linux, `init/main.c`, and where systemd is without a link to it).
+const INIT: [&str; 3] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
+/// What VMs need of the host to be of use, such as its network: programs, started beside the agent.
+const HOOKS: &str = "/etc/fermata/first.d";
+/// More of the agent's environment: lines `NAME=value`.
+const ENVIRONMENT: &str = "/etc/fermata/first.env";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// After this the host starts whatever VMs do.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long the agent may take to end.
+const END: Duration = Duration::from_secs(5);
+/// Between two looks at children: this process has no other work, and waits for several things at once.
+const LOOK: Duration = Duration::from_millis(10);
+/// What VMs need of the kernel for their networks.
+const MODULES: [&str; 3] = ["tun", "vhost_net", "bridge"];
+
+/// What is mounted before systemd's first word (systemd, `mount-setup.c`): source, place, type, options of the file system.
+const MOUNTS: [(&str, &str, &str, MountFlags, &str); 5] = [
+    ("proc", "/proc", "proc", MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC), ""),
+    ("sysfs", "/sys", "sysfs", MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC), ""),
+    ("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID.union(MountFlags::STRICTATIME), "mode=0755"),
+    ("tmpfs", "/run", "tmpfs", MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::STRICTATIME), "mode=0755"),
+    (
+        "cgroup2",
+        crate::units::CGROUPS,
+        "cgroup2",
+        MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC),
+        "nsdelegate,memory_recursiveprot",
+    ),
+];
+
+/// Whether a program was started by this name.
+#[must_use]
+pub fn is_called(program: &OsStr) -> bool {
+    Path::new(program).file_name() == Path::new(super::INIT).file_name()
+}
+
+/// Runs as the first program. Returns only where it is not.
+#[must_use]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this process has no other work, and waits for several processes at once"
+)]
+pub fn main() -> ExitCode {
+    if getpid() != Pid::INIT {
+        eprintln!("this is the first program of a kernel after a jump (`init={}`), and does nothing else", super::INIT);
+        return ExitCode::FAILURE;
+    }
+    mount_all();
+    say("VMs first");
+    load_modules();
+    say("modules are there");
+    let mut hooks = start_hooks();
+    match agent().spawn() {
+        Ok(child) => wait_for(&child),
+        Err(error) => say(&format!("the agent cannot be started: {error}")),
+    }
+    // The host may do the same once more, not at the same time.
+    let until = Instant::now() + END;
+    while Instant::now() < until && hooks.iter_mut().any(|hook| matches!(hook.try_wait(), Ok(None))) {
+        std::thread::sleep(LOOK);
+    }
+    say("the rest of the host starts");
+    become_init()
+}
+
+/// For people, in the kernel's log, at the level of information (`Documentation/ABI/testing/dev-kmsg`).
+fn say(what: &str) {
+    if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
+        // Nobody could be told that this failed.
+        log.write_all(format!("<6>fermata-first: {what}\n").as_bytes()).ok();
+    }
+}
+
+fn become_init() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    for program in INIT {
+        let error = Command::new(program).args(&words).exec();
+        say(&format!("{program}: {error}"));
+    }
+    // The end of the first program is a panic of the kernel, which restarts the host (`panic=`).
+    ExitCode::FAILURE
+}
+
+fn mount_all() {
+    let device = |path: &Path| path.metadata().map(|meta| meta.dev()).ok();
+    for (source, place, kind, flags, options) in MOUNTS {
+        let place = Path::new(place);
+        if device(place) != place.parent().and_then(device) {
+            continue;
+        }
+        let options = std::ffi::CString::new(options).unwrap_or_default();
+        if let Err(errno) = mount(source, place, kind, flags, options.as_c_str()) {
+            say(&format!("{} is not mounted: {errno}", place.display()));
+        }
+    }
+    if let Err(errno) = make_writable() {
+        say(&format!("/ stays read-only: {errno}"));
+    }
+}
+
+/// Most hosts mount their root file system read-only at first, and look at it; a journal's replay is over by then.
+fn make_writable() -> rustix::io::Result<()> {
+    let now = rustix::fs::statvfs("/")?.f_flag;
+    if !now.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    let kept = [
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+        (StatVfsMountFlags::SYNCHRONOUS, MountFlags::SYNCHRONOUS),
+    ];
+    let flags = kept.into_iter().filter(|(seen, _)| now.contains(*seen)).map(|(_, flag)| flag);
+    mount_remount("/", flags.fold(MountFlags::empty(), MountFlags::union), "")
+}
+
+/// In one process: each start of `modprobe` costs more than most modules.
+fn load_modules() {
+    let svm = fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.split_whitespace().any(|word| word == "svm"));
+    let mut modprobe = Command::new("modprobe");
+    modprobe.env("PATH", PATH).args(["--quiet", "--all", if svm { "kvm_amd" } else { "kvm_intel" }]).args(MODULES);
+    // What is missing shows where it is needed, with a reason of its own.
+    if let Err(error) = modprobe.args(crate::vaults::MODULES).stdin(Stdio::null()).status() {
+        say(&format!("modprobe: {error}"));
+    }
+}
+
+fn start_hooks() -> Vec<Child> {
+    let is_program = |path: &PathBuf| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(HOOKS).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_program).collect();
+    found.sort();
+    let start = |path: PathBuf| match quiet(Command::new(&path)).spawn() {
+        Ok(child) => Some(child),
+        Err(error) => {
+            say(&format!("{}: {error}", path.display()));
+            None
+        }
+    };
+    found.into_iter().filter_map(start).collect()
+}
+
+/// What a child says goes to the kernel's log, which the journal takes in later.
+fn quiet(mut command: Command) -> Command {
+    command.env("PATH", PATH).stdin(Stdio::null()).stdout(Stdio::null());
+    if let Ok(log) = OpenOptions::new().write(true).open("/dev/kmsg") {
+        command.stderr(log);
+    }
+    command
+}
+
+fn agent() -> Command {
+    let program = fs::canonicalize(super::INIT).unwrap_or_else(|_| PathBuf::from("/usr/bin/fermata"));
+    let mut agent = quiet(Command::new(program));
+    let more = fs::read_to_string(ENVIRONMENT).unwrap_or_default();
+    agent.envs(more.lines().filter_map(|line| line.trim().split_once('='))).arg("agent").env(ALONE, "1");
+    agent
+}
+
+/// Until the agent has ended. One that was stopped, or takes longer than the limit, is ended: the next one goes on.
+#[expect(clippy::disallowed_methods, reason = "this process has no other work, and waits for a process and for a time")]
+fn wait_for(agent: &Child) {
+    let Some(agent) = i32::try_from(agent.id()).ok().and_then(Pid::from_raw) else { return };
+    let start = Instant::now();
+    let mut told = false;
+    // One that ended meanwhile needs no signal.
+    let end = |signal| kill_process(agent, signal).unwrap_or_default();
+    loop {
+        match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
+            // Orphans of any origin are the first program's to collect.
+            Ok(Some((pid, status))) if pid == agent && status.stopped() => end(Signal::KILL),
+            Ok(Some((pid, status))) if pid == agent => return say(&format!("the agent ended: {status:?}")),
+            Ok(Some(_)) => continue,
+            Err(rustix::io::Errno::CHILD) => return,
+            Ok(None) | Err(_) => {}
+        }
+        if start.elapsed() > LIMIT + END {
+            end(Signal::KILL);
+        } else if start.elapsed() > LIMIT && !std::mem::replace(&mut told, true) {
+            say("VMs still stand, or their clocks are behind");
+            end(Signal::TERM);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_link_means_it() {
+        assert!(is_called(OsStr::new("/usr/lib/fermata/first")) && is_called(OsStr::new("first")));
+        assert!(!is_called(OsStr::new("/usr/bin/fermata")));
+    }
+}
