@@ -26,6 +26,9 @@ use story::Story;
 /// How long guests are warned, in seconds: long enough to be seen to run out, short enough to be waited for.
 const NOTICE: u32 = 15;
 
+/// The rollout that changes kernels.
+const KERNEL: &str = "kernel";
+
 /// What one VM felt in one rollout.
 #[derive(Debug, Serialize)]
 struct Line {
@@ -56,7 +59,7 @@ pub(crate) fn run(hosts: usize, keep: bool) -> Result<()> {
     let image = change::image(fleet.controller(), Kernel::Backports)?;
     let updates = [
         ("qemu", "another QEMU", "kind = \"vmm\"\n[change]\nvmm = \"11.1\"\n".to_owned()),
-        ("kernel", "another host kernel", format!("kind = \"kernel\"\n[change]\nimage = \"{image}\"\n")),
+        (KERNEL, "another host kernel", format!("kind = \"kernel\"\n[change]\nimage = \"{image}\"\n")),
     ];
     let kernels = kernels(&fleet)?;
     let mut lines = Vec::new();
@@ -117,8 +120,15 @@ fn rollout(story: &Story, fleet: &Fleet, members: &[Member], name: &'static str,
     let began = Instant::now();
     fleet.plan(name, &format!("notice_s = {NOTICE}\n{file}"), &format!("--gate tcp:7072 --notice {NOTICE}"))?;
     let before = guests::before(fleet, members)?;
+    let boots = fleet.hosts().iter().map(Host::boot_id).collect::<Result<Vec<_>>>()?;
     fleet.json(&format!("rollout start {name} --reason demo"))?;
     story.follow(fleet, name)?;
+    if name == KERNEL {
+        // VMs come first: a rollout is over before the rest of the last host is up.
+        for (host, boot) in fleet.hosts().iter().zip(&boots) {
+            host.wait_boot_after(boot, change::UP)?;
+        }
+    }
     println!("{}", fleet.controller().run(&format!("fermata rollout report {name}"))?);
     let page = paths::workspace().join(format!("target/demo-{name}.html"));
     fleet.controller().run(&format!("fermata rollout report {name} --html /root/{name}.html"))?;

@@ -13,7 +13,8 @@
 //! programs in `/etc/fermata/first.d`, in the second one units (`systemctl add-wants fermata-first.target UNIT`).
 //!
 //! The next kernel's command line asks for both by words (`init=`, `systemd.unit=`), which only a jump puts there. A host whose agent needs
-//! a file system that others must mount first, or that names programs or units of its own, comes up in one step.
+//! a file system that others must mount first, or that names programs or units of its own, comes up in one step; one whose VMs' disks are
+//! elsewhere leaves out the first.
 //!
 //! Going over to the next step is a restart of the agent like any other: it ends, and the one that comes goes on by the journal.
 
@@ -22,7 +23,7 @@ mod log;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -71,41 +72,47 @@ static DONE: AtomicBool = AtomicBool::new(false);
 static SOON: AtomicBool = AtomicBool::new(false);
 static MUTE: AtomicBool = AtomicBool::new(false);
 
-/// Whether this host can come up in two steps.
-pub(crate) fn possible(config: &Config) -> bool {
-    let installed = |unit: &str| UNITS.iter().any(|folder| Path::new(folder).join(unit).exists());
-    let few = std::thread::available_parallelism().is_ok_and(|count| count.get() <= FEW);
-    few && installed(TARGET)
-        && installed(OTHERS)
-        && on_one_file_system(&["/usr/bin".as_ref(), "/etc".as_ref(), &config.state_dir])
+/// The steps in which the next kernel comes up, before everything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Steps {
+    /// The agent as the service manager's first unit.
+    first: bool,
+    /// The agent before the service manager.
+    alone: bool,
 }
 
-fn on_one_file_system(paths: &[&Path]) -> bool {
+impl Steps {
+    /// Those in which this host can come up, with VMs that run from `disks`.
+    pub(crate) fn of(config: &Config, disks: &[PathBuf]) -> Self {
+        let installed = |unit: &str| UNITS.iter().any(|folder| Path::new(folder).join(unit).exists());
+        let few = std::thread::available_parallelism().is_ok_and(|count| count.get() <= FEW);
+        let on_root = on_one_file_system(["/usr/bin".as_ref(), "/etc".as_ref(), config.state_dir.as_path()]);
+        let first = few && on_root && installed(TARGET) && installed(OTHERS);
+        let unified = Path::new(crate::units::CGROUPS).join("cgroup.controllers").exists();
+        // A disk that others must mount or activate first would be waited for in vain.
+        let alone = on_one_file_system(disks.iter().map(PathBuf::as_path)) && unified && !Path::new(SELINUX).exists();
+        Self { first, alone: first && alone && Path::new(INIT).exists() }
+    }
+
+    /// A command line with the words for them, and without those for others.
+    pub(crate) fn in_words(self, cmdline: &str) -> String {
+        let ours = [format!("{INIT_KEY}{INIT}"), format!("{KEY}{TARGET}")];
+        let mut words: Vec<&str> =
+            cmdline.split_whitespace().filter(|word| ours.iter().all(|our| our != word)).collect();
+        let others = |key: &str| words.iter().any(|word| word.starts_with(key));
+        if self.first && !others(KEY) {
+            let alone = self.alone && !others(INIT_KEY);
+            words.extend(ours.iter().skip(usize::from(!alone)).map(String::as_str));
+        }
+        words.join(" ")
+    }
+}
+
+/// Whether all is on the root file system.
+fn on_one_file_system<'a>(paths: impl IntoIterator<Item = &'a Path>) -> bool {
     let device = |path: &Path| path.metadata().map(|meta| meta.dev()).ok();
     let root = device(Path::new("/"));
-    root.is_some() && paths.iter().all(|path| device(path) == root)
-}
-
-/// Whether VMs can come before the service manager, too.
-fn possible_alone() -> bool {
-    let unified = Path::new(crate::units::CGROUPS).join("cgroup.controllers");
-    Path::new(INIT).exists() && unified.exists() && !Path::new(SELINUX).exists()
-}
-
-/// A command line with the words for the steps before the last, or without.
-pub(crate) fn with_words(cmdline: &str, wanted: bool) -> String {
-    words(cmdline, wanted, wanted && possible_alone())
-}
-
-fn words(cmdline: &str, first: bool, alone: bool) -> String {
-    let ours = [format!("{INIT_KEY}{INIT}"), format!("{KEY}{TARGET}")];
-    let mut words: Vec<&str> = cmdline.split_whitespace().filter(|word| !ours.iter().any(|our| our == word)).collect();
-    let others = |key: &str| words.iter().any(|word| word.starts_with(key));
-    if first && !others(KEY) {
-        let alone = alone && !others(INIT_KEY);
-        words.extend(ours.iter().skip(usize::from(!alone)).map(String::as_str));
-    }
-    words.join(" ")
+    root.is_some() && paths.into_iter().all(|path| device(path) == root)
 }
 
 /// Whether this agent runs before there is a service manager.
@@ -188,20 +195,21 @@ mod tests {
 
     #[test]
     fn words_are_there_once_and_never_beside_those_of_the_operator() {
-        let once = words("root=/dev/vda quiet", true, true);
+        let steps = |first, alone| Steps { first, alone };
+        let once = steps(true, true).in_words("root=/dev/vda quiet");
         assert_eq!(once, "root=/dev/vda quiet init=/usr/lib/fermata/first systemd.unit=fermata-first.target");
-        assert_eq!(words(&once, true, true), once);
-        assert_eq!(words(&once, true, false), "root=/dev/vda quiet systemd.unit=fermata-first.target");
-        assert_eq!(words(&once, false, false), "root=/dev/vda quiet");
-        assert_eq!(words("systemd.unit=rescue.target", true, true), "systemd.unit=rescue.target");
-        assert_eq!(words("init=/bin/sh", true, true), "init=/bin/sh systemd.unit=fermata-first.target");
+        assert_eq!(steps(true, true).in_words(&once), once);
+        assert_eq!(steps(true, false).in_words(&once), "root=/dev/vda quiet systemd.unit=fermata-first.target");
+        assert_eq!(steps(false, false).in_words(&once), "root=/dev/vda quiet");
+        assert_eq!(steps(true, true).in_words("systemd.unit=rescue.target"), "systemd.unit=rescue.target");
+        assert_eq!(steps(true, true).in_words("init=/bin/sh"), "init=/bin/sh systemd.unit=fermata-first.target");
         assert!(is_on(&once) && !is_on("systemd.unit=rescue.target"));
     }
 
     #[test]
     fn what_lies_elsewhere_has_to_be_mounted_first() {
-        assert!(on_one_file_system(&["/".as_ref()]));
-        assert!(!on_one_file_system(&["/proc".as_ref()]));
-        assert!(!on_one_file_system(&["/nowhere".as_ref()]));
+        assert!(on_one_file_system([Path::new("/")]));
+        assert!(!on_one_file_system([Path::new("/"), Path::new("/proc")]));
+        assert!(!on_one_file_system([Path::new("/nowhere")]));
     }
 }

@@ -172,7 +172,8 @@ pub async fn run_with(config: Config) -> Result<(), AgentError> {
     });
     tokio::spawn(Arc::clone(&maintain).run_events());
     vms.mark_boot()?;
-    let _member = fleet::join_in(&vms, &maintain)?;
+    // A host is there for its controller when it has a service manager.
+    let _member = if first::is_alone() { None } else { fleet::join_in(&vms, &maintain)? };
     // Under systemd this says that the agent is ready; elsewhere nobody listens.
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
     tracing::info!(socket = %socket.display(), "ready");

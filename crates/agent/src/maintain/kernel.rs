@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Maintain, modules, time, way_back};
+use crate::first::Steps;
+use crate::jumped;
 use crate::vms::Vms;
-use crate::{first, jumped};
 
 /// What crosses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,14 +72,16 @@ pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
     let kernel = change(state)?.clone();
     let (config, boot) = (shell.vms.config().clone(), shell.vms.boot());
     let vault = shell.vms.vaults().device(shell.vms.vaults().kind()).map(Path::to_owned);
-    let mut files = vec![config.state_dir.clone(), config.launcher.clone()];
     let running = shell.vms.running().await.map_err(|error| Failure::new(crate::chain(&error)))?;
-    files.extend(running.iter().flat_map(|(vm, _)| &vm.disks).map(|disk| disk.path.clone()));
+    let disks: Vec<PathBuf> = running.iter().flat_map(|(vm, _)| &vm.disks).map(|disk| disk.path.clone()).collect();
+    let files: Vec<PathBuf> =
+        [config.state_dir.clone(), config.launcher.clone()].into_iter().chain(disks.clone()).collect();
     blocking(move || {
         let mut target = Target::of(&kernel, vault.as_deref(), &files, boot)?;
-        target.cmdline = first::with_words(&target.cmdline, first::possible(&config));
+        let steps = Steps::of(&config, &disks);
+        target.cmdline = steps.in_words(&target.cmdline);
         kexec::load(&target.image, target.initrd.as_deref(), &target.cmdline).map_err(|e| e.to_string())?;
-        way_back::note(&config, &target.release, boot)?;
+        way_back::note(&config, steps, &target.release, boot)?;
         rustix::fs::sync();
         tracing::info!(release = target.release, "kernel loaded");
         Ok(Evidence::Done)

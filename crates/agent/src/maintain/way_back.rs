@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::config::Config;
+use crate::first::Steps;
+use crate::jumped;
 use crate::vaults::MODULES;
-use crate::{first, jumped};
 
 /// How long what a kernel needs for VMs may take to be there.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -51,7 +52,7 @@ fn write(path: &Path, note: &Note) -> Result<(), String> {
 
 /// Notes the way back from kernel `to` into the one that runs. Without the running kernel's image there is none, which is
 /// said and is no error: a panic leads through the firmware all the same.
-pub(super) fn note(config: &Config, to: &str, boot: Uuid) -> Result<(), String> {
+pub(super) fn note(config: &Config, steps: Steps, to: &str, boot: Uuid) -> Result<(), String> {
     let release = crate::host::kernel();
     let image = PathBuf::from(format!("/boot/vmlinuz-{release}"));
     if !image.is_file() {
@@ -60,7 +61,7 @@ pub(super) fn note(config: &Config, to: &str, boot: Uuid) -> Result<(), String> 
     }
     let initrd = Some(PathBuf::from(format!("/boot/initrd.img-{release}"))).filter(|initrd| initrd.is_file());
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(|e| format!("/proc/cmdline: {e}"))?;
-    let cmdline = first::with_words(&jumped::with_word(cmdline.trim(), boot), first::possible(config));
+    let cmdline = steps.in_words(&jumped::with_word(cmdline.trim(), boot));
     let note = Note { image, initrd, cmdline, to: to.to_owned(), tried: false };
     write(&path(config), &note)
 }
