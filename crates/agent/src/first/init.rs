@@ -34,6 +34,8 @@ const ENVIRONMENT: &str = "/etc/fermata/first.env";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// After this the host starts whatever VMs do.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long modules may take.
+const FOR_MODULES: Duration = Duration::from_secs(20);
 /// How long the agent may take to end.
 const END: Duration = Duration::from_secs(5);
 /// Between two looks at children: this process has no other work, and waits for several things at once.
@@ -64,10 +66,6 @@ pub fn is_called(program: &OsStr) -> bool {
 
 /// Runs as the first program. Returns only where it is not.
 #[must_use]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this process has no other work, and waits for several processes at once"
-)]
 pub fn main() -> ExitCode {
     if getpid() != Pid::INIT {
         eprintln!("this is the first program of a kernel after a jump (`init={}`), and does nothing else", super::INIT);
@@ -83,10 +81,7 @@ pub fn main() -> ExitCode {
         Err(error) => say(&format!("the agent cannot be started: {error}")),
     }
     // The host may do the same once more, not at the same time.
-    let until = Instant::now() + END;
-    while Instant::now() < until && hooks.iter_mut().any(|hook| matches!(hook.try_wait(), Ok(None))) {
-        std::thread::sleep(LOOK);
-    }
+    await_all(&mut hooks, END);
     say("the rest of the host starts");
     become_init()
 }
@@ -148,8 +143,21 @@ fn load_modules() {
     let mut modprobe = Command::new("modprobe");
     modprobe.env("PATH", PATH).args(["--quiet", "--all", if svm { "kvm_amd" } else { "kvm_intel" }]).args(MODULES);
     // What is missing shows where it is needed, with a reason of its own.
-    if let Err(error) = modprobe.args(crate::vaults::MODULES).stdin(Stdio::null()).status() {
-        say(&format!("modprobe: {error}"));
+    match modprobe.args(crate::vaults::MODULES).stdin(Stdio::null()).spawn() {
+        Ok(child) => await_all(&mut [child], FOR_MODULES),
+        Err(error) => say(&format!("modprobe: {error}")),
+    }
+}
+
+/// Waits for processes, not longer than `limit`: the host must come up also when one hangs.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this process has no other work, and waits for several processes at once"
+)]
+fn await_all(children: &mut [Child], limit: Duration) {
+    let until = Instant::now() + limit;
+    while Instant::now() < until && children.iter_mut().any(|child| matches!(child.try_wait(), Ok(None))) {
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -197,12 +205,19 @@ fn wait_for(agent: &Child) {
         match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
             // Orphans of any origin are the first program's to collect.
             Ok(Some((pid, status))) if pid == agent && status.stopped() => end(Signal::KILL),
-            Ok(Some((pid, status))) if pid == agent => return say(&format!("the agent ended: {status:?}")),
+            Ok(Some((pid, status))) if pid == agent => {
+                let how = status.terminating_signal().map(|signal| format!("by signal {signal}"));
+                let how = how.unwrap_or_else(|| format!("with status {}", status.exit_status().unwrap_or_default()));
+                return say(&format!("the agent ended {how}"));
+            }
             Ok(Some(_)) => continue,
             Err(rustix::io::Errno::CHILD) => return,
             Ok(None) | Err(_) => {}
         }
-        if start.elapsed() > LIMIT + END {
+        if start.elapsed() > LIMIT + 2 * END {
+            // Not even that ended it. Whoever comes next waits until it gives up its authority.
+            return say("the agent does not end");
+        } else if start.elapsed() > LIMIT + END {
             end(Signal::KILL);
         } else if start.elapsed() > LIMIT && !std::mem::replace(&mut told, true) {
             say("VMs still stand, or their clocks are behind");

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 
+use super::confined::VMM_GROUPS;
 use super::{UnitError, VmUnit};
 use crate::users;
 
@@ -63,7 +64,7 @@ pub(super) fn start(unit: &VmUnit) -> Result<(), UnitError> {
     let io = |what: String| move |error: io::Error| format!("{what}: {error}");
     fs::create_dir_all(&path).map_err(io(path.display().to_string())).map_err(&failed)?;
     let user = users::find(&unit.user).map_err(io(unit.user.clone())).map_err(&failed)?;
-    let groups = users::groups_of(super::VMM_GROUPS).map_err(io("its groups".to_owned())).map_err(&failed)?;
+    let groups = users::groups_of(VMM_GROUPS).map_err(io("its groups".to_owned())).map_err(&failed)?;
     let log = fs::OpenOptions::new().append(true).open(&unit.log);
     let log = log.map_err(io(unit.log.display().to_string())).map_err(&failed)?;
     let (program, words) = unit.command.split_first().ok_or_else(|| failed("nothing to start".to_owned()))?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
+use super::confined::{CONFINED, DEVICES, GROUPED};
 use super::{UnitError, VmUnit};
 
 /// Starts a VM's unit and waits until its program runs.
@@ -29,11 +30,8 @@ pub(super) async fn start(unit: &VmUnit, limit: Duration) -> Result<(), UnitErro
 
 /// What [`super::Units::start`] says of the unit over the bus, in the words of unit files.
 fn properties(unit: &VmUnit) -> impl Iterator<Item = String> {
-    let fixed = super::GROUPED
-        .iter()
-        .chain(&super::CONFINED)
-        .map(|(name, setting)| format!("{name}={}", setting.in_unit_files()));
-    let devices = super::DEVICES.iter().map(|(device, rights)| format!("DeviceAllow={device} {rights}"));
+    let fixed = GROUPED.iter().chain(&CONFINED).map(|(name, setting)| format!("{name}={}", setting.in_unit_files()));
+    let devices = DEVICES.iter().map(|(device, rights)| format!("DeviceAllow={device} {rights}"));
     let vault = unit.vault.iter().map(|device| format!("DeviceAllow={} rw", device.display()));
     let log = format!("StandardError=append:{}", unit.log.display());
     fixed.chain(devices).chain(vault).chain([log])
