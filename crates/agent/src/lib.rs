@@ -8,7 +8,8 @@
 //! | [`events`] | what guests are told, by the metadata service |
 //! | [`maintain`] | updates under running VMs |
 //! | [`fleet`] | orders of a controller, and reports to it |
-//! | [`units`] | systemd's transient units |
+//! | [`first`] | VMs first after a change of the kernel: before the service manager, and before everything else |
+//! | [`units`] | systemd's transient units, and groups where there is no systemd yet |
 //! | [`links`] | bridges and taps |
 //! | [`setup`] | a host made ready for changes of its kernel |
 //! | [`vaults`] | where VMs' memory comes from |

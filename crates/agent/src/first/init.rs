@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A service manager needs seconds until it starts its first unit where processors are few, and VMs stand meanwhile. Invariants: this
-//! program never ends but by becoming `/sbin/init`; two agents never run at once; what was mounted is mounted as the service manager
+//! program never ends but by becoming `/sbin/init`; two agents never are at work at once (one that cannot be ended keeps the next one
+//! waiting for its authority); what was mounted is mounted as the service manager
 //! would, so it finds its own.
 
 use std::ffi::{OsStr, OsString};
