@@ -137,7 +137,7 @@ impl Machine<'_> {
                 String::new()
             }
             Acceleration::Tcg => {
-                qemu.args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"]);
+                qemu.args(["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off,erms=off,fsrm=off"]);
                 format!(" tsc_early_khz={}", tsc_khz())
             }
         };
