@@ -18,6 +18,7 @@
 //!
 //! Going over to the next step is a restart of the agent like any other: it ends, and the one that comes goes on by the journal.
 
+pub(crate) mod ahead;
 pub(crate) mod init;
 mod log;
 
@@ -92,6 +93,11 @@ impl Steps {
         // A disk that others must mount or activate first would be waited for in vain.
         let alone = on_one_file_system(disks.iter().map(PathBuf::as_path)) && unified && !Path::new(SELINUX).exists();
         Self { first, alone: first && alone && Path::new(INIT).exists() }
+    }
+
+    /// Whether the agent comes before the service manager.
+    pub(crate) const fn alone(self) -> bool {
+        self.alone
     }
 
     /// A command line with the words for them, and without those for others.

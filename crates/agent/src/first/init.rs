@@ -25,6 +25,7 @@ use rustix::mount::{MountFlags, mount, mount_remount};
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, wait};
 
 use super::ALONE;
+use super::ahead::{self, Note};
 
 /// What the host starts with otherwise, first that is there (Linux, `init/main.c`, and where systemd is without a link to it).
 const INIT: [&str; 3] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
@@ -41,8 +42,6 @@ const FOR_MODULES: Duration = Duration::from_secs(20);
 const END: Duration = Duration::from_secs(5);
 /// Between two looks at children: this process has no other work, and waits for several things at once.
 const LOOK: Duration = Duration::from_millis(10);
-/// What VMs need of the kernel for their networks.
-const MODULES: [&str; 3] = ["tun", "vhost_net", "bridge"];
 
 /// What is mounted before systemd's first word (systemd, `mount-setup.c`): source, place, type, options of the file system.
 const MOUNTS: [(&str, &str, &str, MountFlags, &str); 5] = [
@@ -74,7 +73,11 @@ pub fn main() -> ExitCode {
     }
     mount_all();
     say("VMs first");
-    load_modules();
+    let note = Note::read();
+    if let Some(note) = &note {
+        note.fetch();
+    }
+    load_modules(note.as_ref());
     say("modules are there");
     let mut hooks = start_hooks();
     match agent().spawn() {
@@ -138,13 +141,15 @@ fn make_writable() -> rustix::io::Result<()> {
     mount_remount("/", flags.fold(MountFlags::empty(), MountFlags::union), "")
 }
 
-/// In one process: each start of `modprobe` costs more than most modules.
-fn load_modules() {
-    let svm = fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.split_whitespace().any(|word| word == "svm"));
+/// As was found out before the jump, or by `modprobe`, in one process: each start of it costs more than most modules.
+fn load_modules(note: Option<&Note>) {
+    let loaded = note.map_or_else(|| Err("nothing is noted of this kernel".to_owned()), Note::load);
+    let Err(reason) = loaded else { return };
+    say(&format!("modprobe looks for modules: {reason}"));
     let mut modprobe = Command::new("modprobe");
-    modprobe.env("PATH", PATH).args(["--quiet", "--all", if svm { "kvm_amd" } else { "kvm_intel" }]).args(MODULES);
+    modprobe.env("PATH", PATH).args(["--quiet", "--all"]).args(ahead::names()).stdin(Stdio::null());
     // What is missing shows where it is needed, with a reason of its own.
-    match modprobe.args(crate::vaults::MODULES).stdin(Stdio::null()).spawn() {
+    match modprobe.spawn() {
         Ok(child) => await_all(&mut [child], FOR_MODULES),
         Err(error) => say(&format!("modprobe: {error}")),
     }

@@ -1,0 +1,207 @@
+//! What the first program would have to find out while VMs stand, found out before the jump: which modules in which order, and which files
+//! of the disk will be needed.
+//!
+//! ```text
+//!  before the pause:  modprobe --show-depends, maps of the VMMs ──► first.json (synced)
+//!  after the jump:    first.json of this kernel ──► files asked of the disk, modules loaded by the kernel at once
+//!                     none, or something of it fails ──► modprobe, which finds out for itself
+//! ```
+//!
+//! Invariant: a note is a shortcut and nothing else. One that is missing, of another kernel, or wrong costs time only.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{Advice, fadvise};
+use rustix::io::Errno;
+use rustix::system::finit_module;
+use serde::{Deserialize, Serialize};
+
+use crate::vaults;
+
+/// Where the note is: the first program reads no configuration.
+const NOTE: &str = "/var/lib/fermata/first.json";
+/// What VMs need of the kernel for their networks.
+const NETWORK: [&str; 3] = ["tun", "vhost_net", "bridge"];
+/// Keys of locked memory modules are loaded with `libnvdimm` (ndctl, `nvdimm-security.conf`), by a program that takes its time.
+const KEYS: &str = "/etc/ndctl/keys";
+/// The module whose rule is left out when there is no key.
+const LOCKED: &str = "libnvdimm";
+/// `linux/module.h`, `MODULE_INIT_COMPRESSED_FILE`: the kernel unpacks the file itself, or says that it cannot.
+const COMPRESSED: i32 = 4;
+
+/// One module, in the order in which they are loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Module {
+    file: PathBuf,
+    options: String,
+}
+
+/// What was found out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Note {
+    /// The kernel it is for.
+    release: String,
+    modules: Vec<Module>,
+    /// Programs and libraries that will be started, in no order.
+    files: BTreeSet<PathBuf>,
+}
+
+/// All modules that VMs need, by name.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    let svm = fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.split_whitespace().any(|word| word == "svm"));
+    std::iter::once(if svm { "kvm_amd" } else { "kvm_intel" }).chain(NETWORK).chain(vaults::MODULES)
+}
+
+impl Note {
+    /// For a kernel, with what these processes have mapped. A module that cannot be looked up is left to `modprobe` after the jump.
+    pub(crate) fn of(release: &str, processes: &[i32]) -> Self {
+        let keys = fs::read_dir(KEYS).into_iter().flatten().flatten();
+        let locked = keys.into_iter().any(|key| key.path().extension().is_some_and(|kind| kind == "blob"));
+        let mut modules: Vec<Module> = Vec::new();
+        for name in names() {
+            let mut modprobe = Command::new("modprobe");
+            modprobe.args(["--set-version", release, "--show-depends", name]).stdin(Stdio::null());
+            let Ok(told) = modprobe.output().map(|out| String::from_utf8_lossy(&out.stdout).into_owned()) else {
+                continue;
+            };
+            let folder = Path::new("/lib/modules").join(release);
+            // All of them or none: one that is loaded by a rule of the operator's is not for us to load otherwise.
+            let Some(found) = in_order(&told, &folder, locked) else { continue };
+            let new: Vec<Module> = found.into_iter().filter(|module| !modules.contains(module)).collect();
+            modules.extend(new);
+        }
+        let mut files: BTreeSet<PathBuf> = processes
+            .iter()
+            .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/maps")).ok())
+            .flat_map(|maps| mapped(&maps))
+            .filter(|file| file.is_file())
+            .collect();
+        files.extend(modules.iter().map(|module| module.file.clone()));
+        Self { release: release.to_owned(), modules, files }
+    }
+
+    /// Puts it where the first program looks, on the disk.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn write(&self) -> io::Result<()> {
+        let draft = Path::new(NOTE).with_extension("new");
+        let mut file = File::create(&draft)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        fs::rename(draft, NOTE)
+    }
+
+    /// The one for the kernel that runs.
+    pub(super) fn read() -> Option<Self> {
+        let note: Self = serde_json::from_slice(&fs::read(NOTE).ok()?).ok()?;
+        (note.release == crate::host::kernel()).then_some(note)
+    }
+
+    /// Asks the disk for the files, and does not wait for them.
+    pub(super) fn fetch(&self) {
+        for file in self.files.iter().filter_map(|path| File::open(path).ok()) {
+            // Whoever needs it reads it, at the latest.
+            fadvise(&file, 0, None, Advice::WillNeed).ok();
+        }
+    }
+
+    /// Loads the modules, in order.
+    ///
+    /// # Errors
+    /// The first that could not be loaded, in words; those before it are there.
+    pub(super) fn load(&self) -> Result<(), String> {
+        for module in &self.modules {
+            let failed = |error: io::Error| format!("{}: {error}", module.file.display());
+            let options = CString::new(module.options.as_str()).map_err(|error| failed(error.into()))?;
+            let packed = module.file.extension().is_some_and(|kind| kind != "ko");
+            let file = File::open(&module.file).map_err(failed)?;
+            match finit_module(&file, &options, if packed { COMPRESSED } else { 0 }) {
+                // Another one brought it already.
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        if self.modules.is_empty() { Err("none is noted".to_owned()) } else { Ok(()) }
+    }
+}
+
+/// The modules that `modprobe --show-depends` tells, in its order; `None` when a rule of the operator's takes part.
+fn in_order(told: &str, folder: &Path, locked: bool) -> Option<Vec<Module>> {
+    let mut modules = Vec::new();
+    for line in told.lines() {
+        let (word, rest) = line.trim().split_once(' ').unwrap_or((line.trim(), ""));
+        match word {
+            "insmod" => {
+                let (file, options) = rest.split_once(' ').unwrap_or((rest, ""));
+                modules.push(Module { file: file.into(), options: options.trim().to_owned() });
+            }
+            "install" if !locked && rest.contains("ndctl load-keys") => {
+                modules.push(Module { file: libnvdimm(folder)?, options: String::new() });
+            }
+            "builtin" | "" => {}
+            _ => return None,
+        }
+    }
+    Some(modules)
+}
+
+fn libnvdimm(folder: &Path) -> Option<PathBuf> {
+    let kinds = ["ko", "ko.xz", "ko.zst", "ko.gz"];
+    let files = kinds.map(|kind| folder.join("kernel/drivers/nvdimm").join(format!("{LOCKED}.{kind}")));
+    files.into_iter().find(|file| file.is_file())
+}
+
+/// The files of proc(5)'s maps.
+fn mapped(maps: &str) -> BTreeSet<PathBuf> {
+    let file = |line: &str| line.find('/').map(|at| line[at..].to_owned());
+    let on_disk =
+        |file: &String| !file.ends_with(" (deleted)") && !file.starts_with("/dev/") && !file.starts_with("/memfd");
+    maps.lines().filter_map(file).filter(on_disk).map(PathBuf::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_come_in_the_order_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = "insmod /m/kvm.ko.xz ignore_msrs=1 nested=1\nbuiltin irqbypass\ninsmod /m/kvm-amd.ko.xz \n";
+        let module = |file: &str, options: &str| Module { file: file.into(), options: options.to_owned() };
+        let both = vec![module("/m/kvm.ko.xz", "ignore_msrs=1 nested=1"), module("/m/kvm-amd.ko.xz", "")];
+        assert_eq!(in_order(told, folder.path(), false), Some(both));
+        assert_eq!(in_order("install /bin/false\n", folder.path(), false), None, "the operator's rule");
+    }
+
+    #[test]
+    fn keys_are_asked_for_only_where_there_are_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let rule =
+            "install /usr/bin/ndctl load-keys ; /sbin/modprobe --ignore-install libnvdimm \ninsmod /m/nd_e820.ko \n";
+        assert_eq!(in_order(rule, folder.path(), false), None, "not where it should be");
+        let place = folder.path().join("kernel/drivers/nvdimm");
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join("libnvdimm.ko.xz"), "").unwrap();
+        let found = in_order(rule, folder.path(), false).unwrap();
+        assert_eq!(
+            found.iter().map(|module| module.file.as_path()).collect::<Vec<_>>(),
+            [&place.join("libnvdimm.ko.xz"), Path::new("/m/nd_e820.ko")]
+        );
+        assert_eq!(in_order(rule, folder.path(), true), None, "there are keys");
+    }
+
+    #[test]
+    fn what_is_mapped_is_read_without_what_is_no_file() {
+        let maps = "55d0-55d1 r--p 0000 fe:00 12 /usr/bin/qemu-system-x86_64\n7f00-7f01 rw-p 0000 00:00 0 \n\
+                    7f02-7f03 rw-s 0000 00:01 4 /memfd:ram (deleted)\n7f04-7f05 rw-s 0000 00:05 9 /dev/dax0.0\n7ffc-7ffd rw-p 0 00:00 0 [stack]\n\
+                    7f06-7f07 r-xp 0000 fe:00 13 /usr/lib/libc.so.6\n7f08-7f09 r-xp 0000 fe:00 13 /usr/lib/libc.so.6\n";
+        let files: Vec<PathBuf> = mapped(maps).into_iter().collect();
+        assert_eq!(files, [Path::new("/usr/bin/qemu-system-x86_64"), Path::new("/usr/lib/libc.so.6")]);
+    }
+}
