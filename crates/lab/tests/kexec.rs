@@ -52,7 +52,7 @@ fn vms_keep_everything_while_the_hosts_kernel_changes() {
     println!("kexec report: {report:#}");
     assert_eq!(report["outcome"], "done", "{report:#}\n{}", log(host));
     assert!(host.run("uname -r").unwrap().starts_with("7."));
-    for felt in measure::since(&before, peer, &guests).unwrap() {
+    for felt in measure::since(&before, peer, &guests, Some(&report)).unwrap() {
         println!("{felt:?}");
         let name = &felt.vm;
         assert!(felt.boot_id_kept, "{name} was booted again");

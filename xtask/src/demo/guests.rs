@@ -105,7 +105,9 @@ pub(super) fn since(fleet: &Fleet, members: &[Member], before: &[Before], rollou
     let report = fleet.json(&format!("rollout report {rollout}"))?;
     let mut lines = Vec::new();
     for (member, before) in members.iter().zip(before) {
-        let felt = measure::since(before, peer, std::slice::from_ref(&member.guest))?;
+        let last = "fermata --json maintenance show $(fermata maintenance list | tail -n 1 | cut -d ' ' -f 1)";
+        let maintenance: Value = serde_json::from_str(&member.host(fleet).run(last)?)?;
+        let felt = measure::since(before, peer, std::slice::from_ref(&member.guest), Some(&maintenance))?;
         let Some(felt) = felt.into_iter().next() else { bail!("{} tells nothing", member.guest.name) };
         let host = member.host(fleet).name.clone();
         lines.push(Line { rollout, host_blackout_ms: told(&report, &host, &member.guest.name), host, felt });

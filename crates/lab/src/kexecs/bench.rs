@@ -204,7 +204,7 @@ impl Bench<'_> {
         let report = change::apply(self.host, &change::update(self.host, kernel)?)?;
         let floor =
             self.measured.floors.get(&kernel.to_string()).and_then(|all| Figures::of(all.iter().copied()).median);
-        for (felt, guest) in measure::since(&before, self.peer, guests)?.into_iter().zip(guests) {
+        for (felt, guest) in measure::since(&before, self.peer, guests, Some(&report))?.into_iter().zip(guests) {
             let jump = Jump {
                 vms: guests.len(),
                 memory_mib: guest.memory_mib,
@@ -324,6 +324,7 @@ mod tests {
         let felt = Felt {
             vm: vm.to_owned(),
             guest_blackout_ms: 20_000.0,
+            sample_gap_ms: 0.0,
             udp_gap_ms: 20_050.0,
             tcp_gap_ms: 21_000.0,
             reconnects: 0,

@@ -19,8 +19,11 @@ use crate::{
 pub struct Felt {
     /// The VM.
     pub vm: String,
-    /// From its last sample before to its first one after: how far its clock fell behind the other host's, and its largest gap.
+    /// From its last sample before the pause to its first one after it: how far its clock fell behind the other host's, and the gap that
+    /// holds the pause. Where the pause is not known, its largest gap.
     pub guest_blackout_ms: f64,
+    /// The largest gap between its samples from the order to the end, wherever in it: what else there was to do on its host.
+    pub sample_gap_ms: f64,
     /// Largest time without a UDP heartbeat at the other host.
     pub udp_gap_ms: f64,
     /// Largest time without a TCP heartbeat at the other host.
@@ -63,11 +66,11 @@ pub fn before(host: &Host, peer: &Host, guests: &[Guest]) -> Result<Before> {
     Ok(Before { snapshots, at_home })
 }
 
-/// What each of them felt since.
+/// What each of them felt since, in a maintenance with this report if it was one.
 ///
 /// # Errors
 /// One does not answer.
-pub fn since(before: &Before, peer: &Host, guests: &[Guest]) -> Result<Vec<Felt>> {
+pub fn since(before: &Before, peer: &Host, guests: &[Guest], report: Option<&Value>) -> Result<Vec<Felt>> {
     let mut felt = Vec::new();
     for ((guest, before), at_home) in guests.iter().zip(&before.snapshots).zip(&before.at_home) {
         guest.probe(peer).wait_alive(120)?;
@@ -78,10 +81,17 @@ pub fn since(before: &Before, peer: &Host, guests: &[Guest]) -> Result<Vec<Felt>
         let sender = sender.with_context(|| format!("{} hears nothing of {}", peer.name, guest.name))?;
         let (net, net_before) =
             (after.report.net.clone().unwrap_or_default(), before.report.net.clone().unwrap_or_default());
-        let blackout = measure::blackout(&after.report.gaps.largest, &before.offset, &after.offset, None);
+        // The report has the pause by the clock of the guest's own host.
+        let ahead = at_home.wall_error_ns - before.offset.wall_error_ns;
+        let pause = report.and_then(|report| measure::pause(report, &guest.name));
+        let pause =
+            pause.map(|(begin, end)| (begin + ahead - at_home.half_trip_ns, end + ahead + at_home.half_trip_ns));
+        let gaps = &after.report.gaps.largest;
+        let blackout = measure::blackout(gaps, &before.offset, &after.offset, pause);
         felt.push(Felt {
             vm: guest.name.clone(),
             guest_blackout_ms: measure::signed_ms(blackout),
+            sample_gap_ms: measure::ms(gaps.iter().map(|gap| gap.raw_ns).max().unwrap_or(0)),
             udp_gap_ms: measure::ms(sender.udp.gap_ns),
             tcp_gap_ms: measure::ms(sender.tcp.gap_ns),
             reconnects: net.tcp_reconnects - net_before.tcp_reconnects,

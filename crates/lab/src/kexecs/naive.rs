@@ -36,7 +36,7 @@ pub fn restart(host: &Host, peer: &Host, like: &[Guest]) -> Result<Vec<Felt>> {
     for bare in &mut bare {
         bare.wake()?;
     }
-    let felt = measure::since(&before, peer, &guests)?;
+    let felt = measure::since(&before, peer, &guests, None)?;
     for bare in bare {
         bare.end();
     }

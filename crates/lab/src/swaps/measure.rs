@@ -289,20 +289,24 @@ impl Told {
             *acts_ms.entry(act["what"].as_str().unwrap_or("?").to_owned()).or_default() +=
                 micros(&act["took_us"]).unwrap_or(0.0);
         }
-        let ns = |value: &Value| value.as_i64().map(|us| us * 1000);
-        let began = told["blackouts_began"].as_array().and_then(|all| all.last()).and_then(ns);
-        let begin = ns(&report["ordered"]).zip(began).map(|(ordered, after)| ordered + after);
-        let last = pauses.last().and_then(ns);
         let word = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
         let trouble = report["trouble"]["text"].as_str().map(|text| format!(" ({text})")).unwrap_or_default();
         Self {
             outcome: format!("{}: {}{trouble}", word(&report["outcome"]), word(&told["end"]["kind"])),
             host_blackout_ms: pauses.iter().filter_map(micros).reduce(f64::max),
-            pause: begin.zip(last).map(|(begin, last)| (begin, begin + last)),
+            pause: pause(report, vm),
             clock: told["clock"].clone(),
             acts_ms,
         }
     }
+}
+
+/// The last pause of a VM by the report of a maintenance: begin and end by the host's wall clock, in nanoseconds since 1970.
+pub(crate) fn pause(report: &Value, vm: &str) -> Option<(i64, i64)> {
+    let told = report["vms"].as_array()?.iter().find(|told| told["vm"] == vm)?;
+    let ns = |value: &Value| value.as_i64().map(|us| us * 1000);
+    let begin = ns(&report["ordered"])? + ns(told["blackouts_began"].as_array()?.last()?)?;
+    Some((begin, begin + ns(told["host_blackouts"].as_array()?.last()?)?))
 }
 
 #[cfg(test)]
