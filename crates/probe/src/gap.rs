@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// How many gaps are remembered.
-pub const KEPT: usize = 16;
+pub const KEPT: usize = 64;
 
 /// One instant as the sampler sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 const UNLOAD: libc::c_ulong = 1;
 /// linux/kexec.h: there is no initial RAM disk.
 const NO_INITRAMFS: libc::c_ulong = 4;
+
+/// What runs before the kernel proper, its version's text in it, has at most 64 sectors (Documentation/arch/x86/boot.rst, `setup_sects`).
+const HEAD: u64 = 65 * 512;
 
 /// Why a kernel was not loaded, or not entered.
 #[derive(Debug, thiserror::Error)]
@@ -101,12 +104,14 @@ pub fn jump() -> KexecError {
     }
 }
 
-/// The release (`uname -r`) of a kernel image.
+/// The release (`uname -r`) of a kernel image. Reads its head only: it is asked right after a jump too, when nothing of the disk is cached.
 ///
 /// # Errors
 /// [`KexecError::File`], [`KexecError::NoKernel`].
 pub fn release_of(image: &Path) -> Result<String, KexecError> {
-    let bytes = std::fs::read(image).map_err(|source| KexecError::File { path: image.to_owned(), source })?;
+    let failed = |source| KexecError::File { path: image.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(image).map_err(failed)?.take(HEAD).read_to_end(&mut bytes).map_err(failed)?;
     release_in(&bytes).ok_or_else(|| KexecError::NoKernel(image.to_owned()))
 }
 
