@@ -38,6 +38,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long modules may take.
 const FOR_MODULES: Duration = Duration::from_secs(20);
+/// Tells a process that it is to load modules and nothing else.
+const LOAD: &str = "load-modules-as-noted";
 /// How long the agent may take to end.
 const END: Duration = Duration::from_secs(5);
 /// Between two looks at children: this process has no other work, and waits for several things at once.
@@ -67,6 +69,9 @@ pub fn is_called(program: &OsStr) -> bool {
 /// Runs as the first program. Returns only where it is not.
 #[must_use]
 pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == LOAD) && getpid() != Pid::INIT {
+        return load_as_noted();
+    }
     if getpid() != Pid::INIT {
         eprintln!("this is the first program of a kernel after a jump (`init={}`), and does nothing else", super::INIT);
         return ExitCode::FAILURE;
@@ -141,17 +146,41 @@ fn make_writable() -> rustix::io::Result<()> {
     mount_remount("/", flags.fold(MountFlags::empty(), MountFlags::union), "")
 }
 
-/// As was found out before the jump, or by `modprobe`, in one process: each start of it costs more than most modules.
+/// As was found out before the jump, or by `modprobe`. By processes of their own: a module that hangs must not hang this one.
 fn load_modules(note: Option<&Note>) {
-    let loaded = note.map_or_else(|| Err("nothing is noted of this kernel".to_owned()), Note::load);
-    let Err(reason) = loaded else { return };
-    say(&format!("modprobe looks for modules: {reason}"));
+    if note.is_some() {
+        let mut noted = quiet(Command::new(super::INIT));
+        match noted.arg(LOAD).spawn() {
+            Ok(child) => {
+                let mut loading = [child];
+                await_all(&mut loading, FOR_MODULES);
+                let [child] = &mut loading;
+                if child.try_wait().is_ok_and(|ended| ended.is_some_and(|status| status.success())) {
+                    return;
+                }
+            }
+            Err(error) => say(&format!("modules are not loaded as noted: {error}")),
+        }
+    }
+    say("modprobe looks for modules");
     let mut modprobe = Command::new("modprobe");
     modprobe.env("PATH", PATH).args(["--quiet", "--all"]).args(ahead::names()).stdin(Stdio::null());
     // What is missing shows where it is needed, with a reason of its own.
     match modprobe.spawn() {
         Ok(child) => await_all(&mut [child], FOR_MODULES),
         Err(error) => say(&format!("modprobe: {error}")),
+    }
+}
+
+/// What [`load_modules`] asks of a process of its own.
+fn load_as_noted() -> ExitCode {
+    match Note::read().map(|note| note.load()) {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(reason)) => {
+            say(&reason);
+            ExitCode::FAILURE
+        }
+        None => ExitCode::FAILURE,
     }
 }
 
