@@ -58,23 +58,9 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Note {
-    /// For a kernel, with what these processes have mapped. A module that cannot be looked up is left to `modprobe` after the jump.
+    /// For a kernel, with what these processes have mapped. Where one module cannot be looked up, all are left to `modprobe` after the jump.
     pub(crate) fn of(release: &str, processes: &[i32]) -> Self {
-        let keys = fs::read_dir(KEYS).into_iter().flatten().flatten();
-        let locked = keys.into_iter().any(|key| key.path().extension().is_some_and(|kind| kind == "blob"));
-        let mut modules: Vec<Module> = Vec::new();
-        for name in names() {
-            let mut modprobe = Command::new("modprobe");
-            modprobe.args(["--set-version", release, "--show-depends", name]).stdin(Stdio::null());
-            let Ok(told) = modprobe.output().map(|out| String::from_utf8_lossy(&out.stdout).into_owned()) else {
-                continue;
-            };
-            let folder = Path::new("/lib/modules").join(release);
-            // All of them or none: one that is loaded by a rule of the operator's is not for us to load otherwise.
-            let Some(found) = in_order(&told, &folder, locked) else { continue };
-            let new: Vec<Module> = found.into_iter().filter(|module| !modules.contains(module)).collect();
-            modules.extend(new);
-        }
+        let modules = modules(release).unwrap_or_default();
         let mut files: BTreeSet<PathBuf> = processes
             .iter()
             .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/maps")).ok())
@@ -131,6 +117,30 @@ impl Note {
     }
 }
 
+/// All modules that VMs need of a kernel, in order; `None` when one of them cannot be looked up, or is not for us to load.
+fn modules(release: &str) -> Option<Vec<Module>> {
+    let mut keys = fs::read_dir(KEYS).into_iter().flatten().flatten();
+    let locked = keys.any(|key| key.path().extension().is_some_and(|kind| kind == "blob"));
+    let told = names().map(|name| {
+        let mut modprobe = Command::new("modprobe");
+        modprobe.args(["--set-version", release, "--show-depends", name]).stdin(Stdio::null());
+        let told = modprobe.output().ok().filter(|told| told.status.success())?;
+        Some(String::from_utf8_lossy(&told.stdout).into_owned())
+    });
+    all_in_order(told, &Path::new("/lib/modules").join(release), locked)
+}
+
+/// The modules of several answers, each once: all of them, or `None`. With some of them `modprobe` would not be asked for the others.
+fn all_in_order(told: impl Iterator<Item = Option<String>>, folder: &Path, locked: bool) -> Option<Vec<Module>> {
+    let mut modules: Vec<Module> = Vec::new();
+    for answer in told {
+        let found = in_order(&answer?, folder, locked)?;
+        let new: Vec<Module> = found.into_iter().filter(|module| !modules.contains(module)).collect();
+        modules.extend(new);
+    }
+    Some(modules)
+}
+
 /// The modules that `modprobe --show-depends` tells, in its order; `None` when a rule of the operator's takes part.
 fn in_order(told: &str, folder: &Path, locked: bool) -> Option<Vec<Module>> {
     let mut modules = Vec::new();
@@ -177,6 +187,19 @@ mod tests {
         let both = vec![module("/m/kvm.ko.xz", "ignore_msrs=1 nested=1"), module("/m/kvm-amd.ko.xz", "")];
         assert_eq!(in_order(told, folder.path(), false), Some(both));
         assert_eq!(in_order("install /bin/false\n", folder.path(), false), None, "the operator's rule");
+    }
+
+    #[test]
+    fn one_that_is_not_ours_to_load_leaves_all_to_modprobe() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = |answers: [Option<&str>; 3]| {
+            let answers = answers.map(|answer| answer.map(str::to_owned));
+            all_in_order(answers.into_iter(), folder.path(), false).map(|modules| modules.len())
+        };
+        let (tun, net) = (Some("insmod /m/tun.ko \n"), Some("insmod /m/tun.ko \ninsmod /m/vhost_net.ko \n"));
+        assert_eq!(told([tun, net, Some("builtin bridge\n")]), Some(2), "each once");
+        assert_eq!(told([tun, Some("install /sbin/tune-kvm\n"), net]), None, "the operator's rule");
+        assert_eq!(told([tun, None, net]), None, "not found");
     }
 
     #[test]
