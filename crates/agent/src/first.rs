@@ -21,6 +21,7 @@
 pub(crate) mod ahead;
 pub(crate) mod init;
 mod log;
+mod mapped;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;

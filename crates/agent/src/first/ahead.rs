@@ -2,17 +2,17 @@
 //! of the disk will be needed.
 //!
 //! ```text
-//!  before the pause:  modprobe --show-depends, maps of the VMMs ──► first.json (synced)
+//!  before the pause:  modprobe --show-depends, pages of VMMs and agent ──► first.json (synced)
 //!  after the jump:    first.json of this kernel ──► files asked of the disk, modules loaded by the kernel at once
 //!                     none, or something of it fails ──► modprobe, which finds out for itself
 //! ```
 //!
 //! Invariant: a note is a shortcut and nothing else. One that is missing, of another kernel, or wrong costs time only.
 
-use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use rustix::system::finit_module;
 use serde::{Deserialize, Serialize};
 
+use super::mapped::{self, Part};
 use crate::vaults;
 
 /// Where the note is: the first program reads no configuration.
@@ -47,8 +48,8 @@ pub(crate) struct Note {
     /// The kernel it is for.
     release: String,
     modules: Vec<Module>,
-    /// Programs and libraries that will be started, in no order.
-    files: BTreeSet<PathBuf>,
+    /// What of programs and libraries will be asked of the disk.
+    parts: Vec<Part>,
 }
 
 /// All modules that VMs need, by name.
@@ -58,17 +59,10 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Note {
-    /// For a kernel, with what these processes have mapped. Where one module cannot be looked up, all are left to `modprobe` after the jump.
+    /// For a kernel, with what these processes have in memory of their files. Where one module cannot be looked up, all are left to `modprobe` after the jump.
     pub(crate) fn of(release: &str, processes: &[i32]) -> Self {
         let modules = modules(release).unwrap_or_default();
-        let mut files: BTreeSet<PathBuf> = processes
-            .iter()
-            .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/maps")).ok())
-            .flat_map(|maps| mapped(&maps))
-            .filter(|file| file.is_file())
-            .collect();
-        files.extend(modules.iter().map(|module| module.file.clone()));
-        Self { release: release.to_owned(), modules, files }
+        Self { release: release.to_owned(), modules, parts: mapped::by(processes) }
     }
 
     /// Puts it where the first program looks, on the disk.
@@ -89,12 +83,16 @@ impl Note {
         (note.release == crate::host::kernel()).then_some(note)
     }
 
-    /// Asks the disk for the files, and does not wait for them.
-    pub(super) fn fetch(&self) {
-        for file in self.files.iter().filter_map(|path| File::open(path).ok()) {
-            // Whoever needs it reads it, at the latest.
-            fadvise(&file, 0, None, Advice::WillNeed).ok();
+    /// Asks the disk for the modules, and does not wait for them.
+    pub(super) fn fetch_modules(&self) {
+        for module in &self.modules {
+            fetch(&Part::whole(module.file.clone()));
         }
+    }
+
+    /// The same for everything else.
+    pub(super) fn fetch_programs(&self) {
+        self.parts.iter().for_each(fetch);
     }
 
     /// Loads the modules, in order.
@@ -114,6 +112,13 @@ impl Note {
             }
         }
         if self.modules.is_empty() { Err("none is noted".to_owned()) } else { Ok(()) }
+    }
+}
+
+fn fetch(part: &Part) {
+    if let Ok(file) = File::open(&part.file) {
+        // Whoever needs it reads it, at the latest.
+        fadvise(&file, part.from, part.length.and_then(NonZeroU64::new), Advice::WillNeed).ok();
     }
 }
 
@@ -167,14 +172,6 @@ fn libnvdimm(folder: &Path) -> Option<PathBuf> {
     files.into_iter().find(|file| file.is_file())
 }
 
-/// The files of proc(5)'s maps.
-fn mapped(maps: &str) -> BTreeSet<PathBuf> {
-    let file = |line: &str| line.find('/').map(|at| line[at..].to_owned());
-    let on_disk =
-        |file: &String| !file.ends_with(" (deleted)") && !file.starts_with("/dev/") && !file.starts_with("/memfd");
-    maps.lines().filter_map(file).filter(on_disk).map(PathBuf::from).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,14 +214,5 @@ mod tests {
             [&place.join("libnvdimm.ko.xz"), Path::new("/m/nd_e820.ko")]
         );
         assert_eq!(in_order(rule, folder.path(), true), None, "there are keys");
-    }
-
-    #[test]
-    fn what_is_mapped_is_read_without_what_is_no_file() {
-        let maps = "55d0-55d1 r--p 0000 fe:00 12 /usr/bin/qemu-system-x86_64\n7f00-7f01 rw-p 0000 00:00 0 \n\
-                    7f02-7f03 rw-s 0000 00:01 4 /memfd:ram (deleted)\n7f04-7f05 rw-s 0000 00:05 9 /dev/dax0.0\n7ffc-7ffd rw-p 0 00:00 0 [stack]\n\
-                    7f06-7f07 r-xp 0000 fe:00 13 /usr/lib/libc.so.6\n7f08-7f09 r-xp 0000 fe:00 13 /usr/lib/libc.so.6\n";
-        let files: Vec<PathBuf> = mapped(maps).into_iter().collect();
-        assert_eq!(files, [Path::new("/usr/bin/qemu-system-x86_64"), Path::new("/usr/lib/libc.so.6")]);
     }
 }

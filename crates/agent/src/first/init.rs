@@ -79,9 +79,6 @@ pub fn main() -> ExitCode {
     mount_all();
     say("VMs first");
     let note = Note::read();
-    if let Some(note) = &note {
-        note.fetch();
-    }
     load_modules(note.as_ref());
     say("modules are there");
     let mut hooks = start_hooks();
@@ -148,9 +145,13 @@ fn make_writable() -> rustix::io::Result<()> {
 
 /// As was found out before the jump, or by `modprobe`. By processes of their own: a module that hangs must not hang this one.
 fn load_modules(note: Option<&Note>) {
-    if note.is_some() {
+    if let Some(note) = note {
+        note.fetch_modules();
         let mut noted = quiet(Command::new(super::INIT));
-        match noted.arg(LOAD).spawn() {
+        let loading = noted.arg(LOAD).spawn();
+        // The disk brings them while modules are loaded.
+        note.fetch_programs();
+        match loading {
             Ok(child) => {
                 let mut loading = [child];
                 await_all(&mut loading, FOR_MODULES);

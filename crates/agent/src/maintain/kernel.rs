@@ -77,15 +77,15 @@ pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
     let disks: Vec<PathBuf> = running.iter().flat_map(|(vm, _)| &vm.disks).map(|disk| disk.path.clone()).collect();
     let files: Vec<PathBuf> =
         [config.state_dir.clone(), config.launcher.clone()].into_iter().chain(disks.clone()).collect();
-    let vmms: Vec<i32> =
-        running.iter().filter_map(|(_, live)| live.runtime().process.map(|process| process.pid)).collect();
+    let vmms = running.iter().filter_map(|(_, live)| live.runtime().process.map(|process| process.pid));
+    let alike: Vec<i32> = vmms.chain([rustix::process::getpid().as_raw_pid()]).collect();
     blocking(move || {
         let mut target = Target::of(&kernel, vault.as_deref(), &files, boot)?;
         let steps = Steps::of(&config, &disks);
         target.cmdline = steps.in_words(&target.cmdline);
         kexec::load(&target.image, target.initrd.as_deref(), &target.cmdline).map_err(|e| e.to_string())?;
         if steps.alone()
-            && let Err(error) = Note::of(&target.release, &vmms).write()
+            && let Err(error) = Note::of(&target.release, &alike).write()
         {
             tracing::warn!(%error, "nothing is noted for the first program; it finds out for itself");
         }
