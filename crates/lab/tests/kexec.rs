@@ -69,7 +69,23 @@ fn vms_keep_everything_while_the_hosts_kernel_changes() {
     guests_clocks_are_right(host, &guests);
     the_report_is_a_page_that_needs_nothing_else(host, report["maintenance"].as_str().unwrap());
     assert_eq!(host.run("pgrep -c qemu-system").unwrap().trim(), "2", "one VMM each");
+    vms_came_first_and_are_within_their_limits(host);
     lab.down().unwrap();
+}
+
+/// The VMMs were started before there was a service manager; it has them now.
+fn vms_came_first_and_are_within_their_limits(host: &Host) {
+    let kernel = host.run("dmesg").unwrap();
+    assert!(kernel.contains("fermata-first: modules are there"), "{kernel}");
+    assert!(!kernel.contains("modprobe looks for modules"), "not as noted before the jump: {kernel}");
+    // Its verdict on other units is not asked for here.
+    host.exec_within("systemctl is-system-running --wait", Duration::from_secs(180)).unwrap();
+    let told = host.run("systemctl show 'fermata-vm-*.scope' --property ActiveState,DevicePolicy").unwrap();
+    let scopes: Vec<&str> = told.split("\n\n").map(str::trim).filter(|scope| !scope.is_empty()).collect();
+    assert_eq!(scopes.len(), 2, "{told}");
+    for scope in scopes {
+        assert!(scope.contains("ActiveState=active") && scope.contains("DevicePolicy=closed"), "{told}");
+    }
 }
 
 /// A guest's clock, read between two readings of the host's, lies between them (promise P3: within 50 ms).

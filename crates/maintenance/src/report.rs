@@ -243,26 +243,27 @@ impl Times {
     fn of(entries: &[Stamped]) -> Self {
         let mut times = Self::default();
         let mut begun: BTreeMap<Key, Now> = BTreeMap::new();
-        let mut stage: Option<(Stage, Now)> = entries.first().map(|first| (Stage::Planned, first.at));
         // Monotonic times of two boots cannot be compared; wall-clock times can.
         let mut boot_began: Option<Now> = None;
         let span = |from: Now, to: Now, boot: Option<Now>| match boot {
             Some(boot) if from.wall < boot.wall => to.wall.since(from.wall),
             _ => to.mono.since(from.mono),
         };
-        let Some(ordered) = entries.first().map(|entry| entry.at) else { return times };
+        let moments = moments(entries);
+        let Some(ordered) = moments.first().copied() else { return times };
         let timed = |what: &str, from: Now, to: Now, boot: Option<Now>, failure: Option<String>| Timed {
             what: what.to_owned(),
             took: span(from, to, boot),
             from: Some(span(ordered, from, boot)),
             failure,
         };
+        let mut stage: Option<(Stage, Now)> = Some((Stage::Planned, ordered));
         let mut last_boot = None;
-        for Stamped { at, entry } in entries {
+        for (at, Stamped { entry, .. }) in moments.iter().zip(entries) {
             match entry {
-                Entry::Planned { boot, .. } => last_boot = Some(boot.clone()),
-                Entry::Restarted { boot } if last_boot.as_ref() != Some(boot) => {
-                    last_boot = Some(boot.clone());
+                Entry::Planned { boot, .. } => last_boot = Some(boot),
+                Entry::Restarted { boot } if last_boot != Some(boot) => {
+                    last_boot = Some(boot);
                     boot_began = Some(*at);
                     // The jump is over when something runs again.
                     for key in [(None, Op::Jump), (None, Op::Reboot)] {
@@ -302,6 +303,30 @@ impl Times {
     }
 }
 
+/// When entries were written. A kernel begins with the seconds of its RTC: what it wrote before its clock was put right is
+/// counted back from there by the time since it started.
+fn moments(entries: &[Stamped]) -> Vec<Now> {
+    let mut moments: Vec<Now> = entries.iter().map(|entry| entry.at).collect();
+    let mut began = 0;
+    let mut last_boot = None;
+    for (number, Stamped { at, entry }) in entries.iter().enumerate() {
+        match entry {
+            Entry::Planned { boot, .. } => last_boot = Some(boot),
+            Entry::Restarted { boot } if last_boot != Some(boot) => {
+                last_boot = Some(boot);
+                began = number;
+            }
+            Entry::Ended { act, result: Ok(_) } if act.op == Op::SetHostClock => {
+                for moment in moments.iter_mut().take(number).skip(began) {
+                    moment.wall = Wall((at.wall.0 + moment.mono.0).saturating_sub(at.mono.0));
+                }
+            }
+            _ => {}
+        }
+    }
+    moments
+}
+
 /// A stage for people.
 #[must_use]
 pub const fn name(stage: Stage) -> &'static str {
@@ -317,5 +342,37 @@ pub const fn name(stage: Stage) -> &'static str {
         Stage::Undo => "undo",
         Stage::UndoHeld => "undo while held",
         Stage::Closing => "closing",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{Act, Evidence};
+    use crate::time::Mono;
+
+    #[test]
+    fn what_a_kernel_did_before_its_clock_was_put_right_is_told_where_it_was() {
+        let vm: VmName = "v1".parse().unwrap();
+        let id = |vm: Option<&VmName>, op| ActId { vm: vm.cloned(), op, attempt: 1 };
+        let began = |vm, op| Entry::Began(Act { id: id(vm, op), by: Mono(60_000_000) });
+        let ended = |vm, op| Entry::Ended { act: id(vm, op), result: Ok(Evidence::Done) };
+        let at = |mono, wall, entry| Stamped { at: Now { mono: Mono(mono), wall: Wall(wall) }, entry };
+        // The jump took 5 s; the RTC of the next kernel is 0.6 s behind.
+        let entries = [
+            at(900_000_000, 1_000_000_000, began(None, Op::Jump)),
+            at(4_000_000, 1_004_400_000, Entry::Restarted { boot: "new".parse().unwrap() }),
+            at(4_000_000, 1_004_400_000, began(Some(&vm), Op::Restore)),
+            at(4_100_000, 1_005_100_000, ended(None, Op::SetHostClock)),
+            at(6_000_000, 1_007_000_000, ended(Some(&vm), Op::Restore)),
+            at(6_000_000, 1_007_000_000, began(Some(&vm), Op::Resume)),
+            at(6_100_000, 1_007_100_000, ended(Some(&vm), Op::Resume)),
+        ];
+        let times = Times::of(&entries);
+        let told = |vm: Option<VmName>| -> Vec<(u128, u128)> {
+            times.acts[&vm].iter().map(|act| (act.from.unwrap().as_millis(), act.took.as_millis())).collect()
+        };
+        assert_eq!(told(None), [(0, 5_000)]);
+        assert_eq!(told(Some(vm)), [(5_000, 2_000), (7_000, 100)]);
     }
 }
