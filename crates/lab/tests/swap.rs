@@ -59,6 +59,7 @@ fn a_vm_keeps_everything_while_its_vmm_changes() {
     guests[1].remove(host).unwrap();
 
     a_held_vm_goes_on_whatever_the_step_does(host);
+    a_guest_that_restarts_after_its_pause_is_not_told_as_kept(host);
     an_agent_killed_in_the_hand_over_goes_back(host);
     assert_eq!(taps(host), 1);
     assert_eq!(guests[0].probe(host).verify_memory().unwrap().errors, 0);
@@ -143,6 +144,29 @@ fn a_held_vm_goes_on_whatever_the_step_does(host: &Host) {
     host.run("test -e /run/undone").unwrap();
     let left = host.run("systemctl list-units --plain --no-legend 'fermata-step-*' | wc -l").unwrap();
     assert_eq!(left.trim(), "0", "nothing of the step is left");
+}
+
+/// As one with a watchdog might.
+fn a_guest_that_restarts_after_its_pause_is_not_told_as_kept(host: &Host) {
+    let guest = Guest {
+        cmdline: "fermata.restart_after_ms=3000".to_owned(),
+        extra: "pause_budget_ms = 20000".to_owned(),
+        ..Guest::new("r1", 14)
+    };
+    guest.create(host).unwrap();
+    let before = guest.start(host).unwrap();
+    let step =
+        "kind = \"service\"\n[change]\ncommand = [\"/bin/sleep\", \"5\"]\ntimeout_ms = 8000\nundo_needed = false\n";
+    update(host, "pause", step);
+    let report = host.exec_within("fermata --json update apply /tmp/pause.toml", Duration::from_secs(240)).unwrap();
+    let report: Value = serde_json::from_str(&report.stdout).unwrap();
+    let end = |vm: &str| report["vms"].as_array().unwrap().iter().find(|told| told["vm"] == vm).unwrap()["end"].clone();
+    assert_eq!(end("r1")["kind"], "gone", "{report:#}");
+    assert!(end("r1")["reason"].as_str().unwrap().contains("restarted right after the pause"), "{report:#}");
+    assert_ne!(end("g1")["kind"], "gone", "{report:#}");
+    let after = guest.probe(host).wait_alive(60).unwrap();
+    assert_ne!(after.boot_id, before.boot_id, "it did restart");
+    guest.remove(host).unwrap();
 }
 
 fn an_agent_killed_in_the_hand_over_goes_back(host: &Host) {

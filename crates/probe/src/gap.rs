@@ -80,8 +80,8 @@ impl Recorder {
         Self { last: first, gaps: Gaps { tsc_khz, since_raw_ns: first.raw_ns, ..Gaps::default() } }
     }
 
-    /// Takes the next sample.
-    pub fn sample(&mut self, now: Sample) {
+    /// Takes the next sample, and tells how long after the one before it came.
+    pub fn sample(&mut self, now: Sample) -> Gap {
         let ticks = now.tsc.saturating_sub(self.last.tsc);
         let tsc_ns = u128::from(ticks) * 1_000_000 / u128::from(self.gaps.tsc_khz.max(1));
         let gap = Gap {
@@ -99,6 +99,7 @@ impl Recorder {
             self.gaps.largest.insert(rank, gap);
             self.gaps.largest.truncate(KEPT);
         }
+        gap
     }
 
     /// Forgets what was, and measures from the last sample on.

@@ -17,6 +17,7 @@
 //! | `fermata.memory=MIB` | memory under watch | 16 |
 //! | `fermata.disk=/dev/vdX` | device for the disk witness; its content is lost | none |
 //! | `fermata.status_s=N` | seconds between status lines on the console | 10 |
+//! | `fermata.restart_after_ms=N` | the guest restarts at once when it stood for so long | it does not |
 
 use std::{
     fs,
@@ -58,6 +59,8 @@ pub struct Config {
     pub disk: Option<PathBuf>,
     /// Time between status lines.
     pub status: Duration,
+    /// A pause that makes the guest restart.
+    pub restart_after: Option<Duration>,
 }
 
 impl Config {
@@ -94,6 +97,9 @@ impl Config {
             memory: number("memory", 16)?,
             disk: value("disk").map(PathBuf::from),
             status: Duration::from_secs(number("status_s", 10)?.max(1)),
+            restart_after: value("restart_after_ms")
+                .map(|text| parse("restart_after_ms", text).map(Duration::from_millis))
+                .transpose()?,
         })
     }
 }
@@ -171,11 +177,15 @@ impl State {
         };
         // Filling the memory took a while in which nothing was sampled.
         *lock(&state.gaps) = Recorder::new(clock::sample(), khz);
-        let (gaps, every) = (Arc::clone(&state.gaps), config.sample);
+        let (gaps, every, longest) = (Arc::clone(&state.gaps), config.sample, config.restart_after);
         thread::spawn(move || {
             loop {
                 clock::rest(every);
-                lock(&gaps).sample(clock::sample());
+                let gap = lock(&gaps).sample(clock::sample());
+                if longest.is_some_and(|longest| Duration::from_nanos(gap.ns()) >= longest) {
+                    // At once, as a watchdog would (Linux, `Documentation/admin-guide/sysrq.rst`).
+                    let _ = fs::write("/proc/sysrq-trigger", "b");
+                }
             }
         });
         if let Some(memory) = state.memory.clone() {
@@ -289,6 +299,7 @@ mod tests {
         let config = Config::parse("console=ttyS0 quiet", "52:54:00:00:00:2a\n").unwrap();
         assert_eq!(config.address, (Ipv4Addr::new(10, 77, 0, 42), 24));
         assert_eq!(config.target, Some("10.77.0.1:7070".parse().unwrap()));
+        assert_eq!(config.restart_after, None, "pauses are borne");
     }
 
     #[test]
@@ -301,6 +312,8 @@ mod tests {
             ((Ipv4Addr::new(192, 168, 5, 9), 16), Ipv4Addr::new(192, 168, 5, 1))
         );
         assert_eq!((config.target, config.memory, config.disk), (None, 0, Some(PathBuf::from("/dev/vdb"))));
+        let config = Config::parse("fermata.restart_after_ms=3000", "").unwrap();
+        assert_eq!(config.restart_after, Some(Duration::from_secs(3)));
         assert!(Config::parse("fermata.memory=lots", "").unwrap_err().contains("fermata.memory=lots"));
     }
 
