@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  before the pause:  modprobe --show-depends, pages of VMMs and agent ──► first.json (synced)
-//!  after the jump:    first.json of this kernel ──► files asked of the disk, modules loaded by the kernel at once
+//!  after the jump:    first.json of this kernel ──► modules asked of the disk and loaded by the kernel at once, programs asked for meanwhile
 //!                     none, or something of it fails ──► modprobe, which finds out for itself
 //! ```
 //!
@@ -59,7 +59,8 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Note {
-    /// For a kernel, with what these processes have in memory of their files. Where one module cannot be looked up, all are left to `modprobe` after the jump.
+    /// For a kernel, with what these processes have in memory of their files. Where one module cannot be looked up, all are left to
+    /// `modprobe` after the jump.
     pub(crate) fn of(release: &str, processes: &[i32]) -> Self {
         let modules = modules(release).unwrap_or_default();
         Self { release: release.to_owned(), modules, parts: mapped::by(processes) }
