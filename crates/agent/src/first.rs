@@ -65,7 +65,7 @@ const FOR_CLOCKS: Duration = Duration::from_secs(4);
 const FOR_CLOCKS_ALONE: Duration = Duration::from_secs(10);
 
 /// How long VMs on their way are waited for, when others wait for the host.
-const FOR_OTHERS: Duration = Duration::from_secs(15);
+const FOR_OTHERS: Duration = Duration::from_secs(30);
 /// Between two looks whether they have arrived.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -176,12 +176,12 @@ fn on_their_way() -> MutexGuard<'static, BTreeSet<VmName>> {
     ON_THEIR_WAY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A VM that has all it needs of the host is on its way into a VMM.
+/// A VM is on its way into a VMM, and does not wait for anything of the host.
 pub(crate) fn departs(vm: &VmName) {
     on_their_way().insert(vm.clone());
 }
 
-/// It runs, or does not get there now.
+/// It runs and the journal says so, or it waits, or does not get there now.
 pub(crate) fn arrives(vm: &VmName) {
     on_their_way().remove(vm);
 }

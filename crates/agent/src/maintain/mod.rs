@@ -386,8 +386,16 @@ impl Driver {
                 Ok((vm, reason)) = ends.recv() => Input::VmGone { vm, reason },
                 () = time::until(wake) => Input::Tick,
             };
+            let resumed = match &input {
+                Input::Ended { act: ActId { vm: Some(vm), op: Op::Resume, .. }, .. } => Some(vm.clone()),
+                _ => None,
+            };
             let handle = || self.maintenance.handle(input, time::now());
             let acts = tokio::task::block_in_place(handle);
+            if let Some(vm) = resumed {
+                // When the journal has it, and not before: an agent that ends in between would leave the pause to be guessed.
+                first::arrives(&vm);
+            }
             self.begin(acts);
             let state = self.maintenance.state();
             match (state.in_pause(), state.a_clock_is_behind()) {

@@ -136,6 +136,22 @@ impl Vms {
         vmm: Option<VmmVersion>,
         limit: Duration,
     ) -> Result<(), VmError> {
+        // From here on: another VM that waits for its disk must not send away the agent that has this one in hand.
+        crate::first::departs(name);
+        let restored = self.restore_now(name, vmm, limit).await;
+        if restored.is_err() {
+            crate::first::arrives(name);
+            crate::first::let_others_start("a VM could not be restored at once");
+        }
+        restored
+    }
+
+    async fn restore_now(
+        self: &Arc<Self>,
+        name: &VmName,
+        vmm: Option<VmmVersion>,
+        limit: Duration,
+    ) -> Result<(), VmError> {
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
         if slot.live().is_some() {
@@ -163,8 +179,6 @@ impl Vms {
                 Ok(())
             }
             Err(error) => {
-                crate::first::arrives(name);
-                crate::first::let_others_start("a VM could not be restored at once");
                 let error = with_last_words(error, &runtime.dir);
                 self.tear_down_vmm(&runtime).await?;
                 let reason = format!("kept in the vault, not running: {}", crate::chain(&error));
@@ -203,6 +217,7 @@ impl Vms {
         loop {
             match super::check::check_files(definition, self) {
                 Err(error) if tokio::time::Instant::now() < until => {
+                    crate::first::arrives(&definition.name);
                     crate::first::let_others_start(&error.to_string());
                     tokio::time::sleep(FILES_LOOK).await;
                 }
@@ -270,7 +285,6 @@ impl Vms {
         self.forget_saved(&record)?;
         let failed = |source| VmError::Qmp { name: name.clone(), act: "run again", source };
         let resumed = handover::resume(live.qmp(), limit).await.map_err(failed)?;
-        crate::first::arrives(name);
         let announce = qmp::AnnounceSelf { initial: 50, max: 550, rounds: 5, step: 50 };
         if let Err(error) = live.qmp().execute(&announce).await {
             tracing::warn!(vm = %name, error = crate::chain(&error), "not announced to the switches");
