@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{command, image, packages, paths, progress::Step};
 
-/// Packages beyond Debian's minimum; python3 and the two agents are there for the clients of Scheduled Events.
+/// Packages beyond Debian's minimum; the last ones are clients of the metadata service and of Scheduled Events.
 const PACKAGES: &[&str] = &[
     "systemd",
     "systemd-sysv",
@@ -42,6 +42,8 @@ const PACKAGES: &[&str] = &[
     "python3",
     "cloud-init",
     "resource-agents",
+    "waagent",
+    "facter",
 ];
 
 const MIB: u64 = 1 << 20;

@@ -26,7 +26,7 @@ mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
 ln -sf /etc/systemd/system/fermata-probe.service "$root/etc/systemd/system/multi-user.target.wants/fermata-probe.service"
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
     systemd-firstboot.service systemd-pstore.service systemd-tpm2-setup.service systemd-tpm2-setup-early.service \
-    systemd-boot-random-seed.service man-db.timer pcscd.service; do
+    systemd-boot-random-seed.service man-db.timer pcscd.service walinuxagent.service ssh.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
 passwd --root "$root" --delete root >/dev/null
