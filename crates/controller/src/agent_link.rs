@@ -22,7 +22,7 @@ pub use line::{Line, is_joined, join};
 use crate::client::ClientError;
 use crate::gate::{Do, OrderGate, missing_approvals};
 use crate::health::HealthGate;
-use crate::order::{Generation, Order, Outcome, Scope, UpdateRef};
+use crate::order::{Approved, Generation, Order, Outcome, Scope, UpdateRef};
 use crate::pki::PkiError;
 use crate::rollout::VmTrouble;
 use crate::wire::{Answer, Elsewhere, HostReport, Poll, PollReply, Question, VisitProgress};
@@ -48,7 +48,10 @@ pub trait HostWork: Send + Sync + 'static {
     fn elsewhere<'a>(&'a self, visits: &'a [Elsewhere]) -> Work<'a, ()>;
 
     /// Of these scopes, those whose guests on this host have approved the visit of a host.
-    fn approved<'a>(&'a self, order: &'a Order, scopes: &'a BTreeSet<Scope>) -> Work<'a, BTreeSet<Scope>>;
+    fn approved<'a>(&'a self, order: &'a Order, scopes: &'a BTreeSet<Scope>) -> Work<'a, Approved>;
+
+    /// Tells whoever tells the guests of this host which scopes of an announced visit were approved elsewhere. False: not yet told.
+    fn tell_approved<'a>(&'a self, order: &'a Order) -> Work<'a, bool>;
 
     /// Begins the maintenance, or finds it begun. Returns at once.
     fn begin<'a>(&'a self, order: &'a Order) -> Work<'a, ()>;
@@ -155,7 +158,9 @@ pub struct Link {
     answers: Vec<Answer>,
     known: Option<Order>,
     elsewhere: Vec<Elsewhere>,
-    approvals: BTreeMap<HostName, BTreeSet<Scope>>,
+    approvals: BTreeMap<HostName, Approved>,
+    /// The order whose approvals this host was told of last.
+    told_approved: Option<Order>,
 }
 
 impl Link {
@@ -182,6 +187,7 @@ impl Link {
             known: None,
             elsewhere: Vec::new(),
             approvals: BTreeMap::new(),
+            told_approved: None,
         })
     }
 
@@ -198,7 +204,11 @@ impl Link {
     pub async fn turn(&mut self, now: Timestamp) -> Result<(), LinkError> {
         if let Some((order, _)) = self.gate.announced() {
             let order = order.clone();
-            for scope in self.work.approved(&order, &missing_approvals(&order)).await {
+            // Before the work begins: its maintenance finds its events approved, as what was approved here is.
+            if self.told_approved.as_ref() != Some(&order) && self.work.tell_approved(&order).await {
+                self.told_approved = Some(order.clone());
+            }
+            for scope in self.work.approved(&order, &missing_approvals(&order)).await.scopes {
                 self.gate.approve(&scope);
             }
             if let Some(Do::Begin(order)) = self.gate.tick(now) {
@@ -214,8 +224,10 @@ impl Link {
         }
         for visit in &self.elsewhere {
             let approved = self.work.approved(&visit.order, &visit.scopes).await;
-            if !approved.is_empty() {
-                self.approvals.entry(visit.order.host.clone()).or_default().extend(approved);
+            if !approved.scopes.is_empty() {
+                let known = self.approvals.entry(visit.order.host.clone()).or_default();
+                known.scopes.extend(approved.scopes);
+                known.by.extend(approved.by);
             }
         }
         Ok(())

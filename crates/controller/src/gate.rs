@@ -146,6 +146,7 @@ impl OrderGate {
             (Work::Announced { order: known, .. }, Task::Maintain(visit)) if order.generation == self.generation => {
                 if let Task::Maintain(known) = &mut known.task {
                     known.approved.extend(visit.approved.iter().cloned());
+                    known.approvers.extend(visit.approvers.iter().map(|(vm, set)| (vm.clone(), set.clone())));
                 }
                 Ok(Vec::new())
             }

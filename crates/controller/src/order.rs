@@ -3,7 +3,7 @@
 //! Both directions are levels, not edges: the controller offers the newest order of a host for as long as it stands, the
 //! agent offers its newest report. Messages may be lost, doubled, late or out of order without anything depending on it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -127,6 +127,19 @@ pub struct Visit {
     pub scopes: BTreeSet<Scope>,
     /// Those already approved: by guests on other hosts, or by an operator.
     pub approved: BTreeSet<Scope>,
+    /// The VMs on other hosts that approved, each with the set it spoke for; an operator's approval has none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub approvers: BTreeMap<VmName, SetName>,
+}
+
+/// Who approved a visit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approved {
+    /// The scopes that did.
+    pub scopes: BTreeSet<Scope>,
+    /// The VMs that did so for a set.
+    #[serde(default)]
+    pub by: BTreeMap<VmName, SetName>,
 }
 
 /// How a visit ended; the host is whole in all cases but `Lost`.

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::health::HealthGate;
-use crate::order::{Generation, Order, Report, RolloutId, Scope, UpdateRef};
+use crate::order::{Approved, Generation, Order, Report, RolloutId, Scope, UpdateRef};
 use crate::rollout::{Rules, VmTrouble};
 
 /// A refusal.
@@ -169,7 +169,7 @@ pub struct Poll {
     pub answers: Vec<Answer>,
     /// Approvals of visits elsewhere by guests here: the visited host, and who approved.
     #[serde(default)]
-    pub approvals: BTreeMap<HostName, BTreeSet<Scope>>,
+    pub approvals: BTreeMap<HostName, Approved>,
     /// The newest visit, when there is news of it.
     #[serde(default)]
     pub visit: Option<VisitProgress>,

@@ -47,6 +47,20 @@ async fn a_rollout_goes_one_part_at_a_time_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_elsewhere_approves_and_the_visited_host_hears_by_whom_before_it_begins() {
+    let stage = Stage::new(&[("h1", &[("web", 0)]), ("h2", &[("web", 1)])]).await;
+    stage.world.guests_approve();
+    stage.plan("patch", "600").await;
+    stage.order("patch", "start", Command::default()).await.unwrap();
+    stage.until_phase("patch", "completed").await;
+    let journal = stage.world.journal();
+    let place = |line: &str| journal.iter().position(|known| known == line).unwrap_or_else(|| panic!("{journal:?}"));
+    for (host, other) in [("h1", "web-h2-1"), ("h2", "web-h1")] {
+        assert!(place(&format!("{host} hears of 1 by {other}")) < place(&format!("{host} begins")), "{journal:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_controller_that_is_killed_goes_on_where_it_was_and_agents_finish_without_it() {
     let mut stage = Stage::new(&HOSTS).await;
     stage.world.work_lasts(Duration::from_millis(600));

@@ -60,6 +60,15 @@ fn one_approves_for_all(fleet: &Fleet, a1: Guest<'_>, a2: Guest<'_>) {
     for word in ["<svg", "a1", "a2", "host1", "host2", "updated"] {
         assert!(page.contains(word), "the report as a page does not show {word}");
     }
+    // Told on the visited host too, by whom, and not after the notice: what was approved elsewhere is approved there.
+    for (host, vm) in [(a1.host, "a1"), (a2.host, "a2")] {
+        let history = told_guests::json(host, "event history");
+        let record = history.as_array().unwrap().iter().rev().find(|one| !one["vms"][vm].is_null()).unwrap();
+        println!("{vm}: {record}");
+        assert_eq!(record["approvedBy"], serde_json::json!(["a2"]), "{record}");
+        let at = |what: &str| record[what].as_u64().unwrap();
+        assert!(at("startedUnixMs") - at("announcedUnixMs") < NOTICE * 1_000 / 2, "{record}");
+    }
     for (watcher, vm) in [(a1, "a1"), (a2, "a1"), (a1, "a2"), (a2, "a2")] {
         let seen = statuses(&watcher.seen(), vm);
         println!("{} saw of {vm}: {seen:?}", watcher.name);

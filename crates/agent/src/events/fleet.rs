@@ -2,7 +2,7 @@
 //!
 //! A set's VMs see every event of the set, wherever its VMs are. The host that does the work decides; the controller tells
 //! the others what it announced ([`Events::elsewhere`]), collects what their guests answered ([`Events::approvals`]) and
-//! brings it to the host that decides ([`Events::approve_for_peer`]). All three can be repeated.
+//! brings it to the host that decides ([`Events::approved_elsewhere`]). All three can be repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -108,12 +108,32 @@ impl Events {
         Ok(approvals.filter_map(|approval| approval["by"].as_str()?.parse().ok()).collect())
     }
 
-    /// A VM of the set on another host approved a job of this host.
+    /// A scope of a job of this host was approved elsewhere: by VMs of a set on other hosts, or, where none is named, by an operator
+    /// of the fleet. What is approved, over or not there needs nobody any more.
     ///
     /// # Errors
     /// The service's absence.
-    pub async fn approve_for_peer(&self, job: &JobId, set: &SetName, vm: VmName) -> Result<(), EventsError> {
-        let event = EventId::derived(link::seed(&self.host, job), &ScopeId::Set(set.clone()));
-        self.say(Input::Approve { events: vec![event], by: Approver::Peer { vm, set: set.clone() } }).await
+    pub async fn approved_elsewhere(
+        &self,
+        job: &JobId,
+        scope: &ScopeId,
+        by: BTreeSet<VmName>,
+    ) -> Result<(), EventsError> {
+        let event = EventId::derived(link::seed(&self.host, job), scope);
+        let id = event.to_string();
+        let open = self.link.events().await?.into_iter().find(|known| known["eventId"] == id.as_str());
+        if open.is_none_or(|known| known["approved"] == true) {
+            return Ok(());
+        }
+        let approvers: Vec<Approver> = match scope {
+            ScopeId::Set(set) if !by.is_empty() => {
+                by.into_iter().map(|vm| Approver::Peer { vm, set: set.clone() }).collect()
+            }
+            _ => vec![Approver::Operator { name: "an operator of the fleet".to_owned() }],
+        };
+        for by in approvers {
+            self.say(Input::Approve { events: vec![event], by }).await?;
+        }
+        Ok(())
     }
 }

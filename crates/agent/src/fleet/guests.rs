@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fermata_controller::order::{Order, Scope, Task};
+use fermata_controller::order::{Approved, Order, Scope, Task};
 use fermata_controller::wire::Elsewhere;
-use fermata_imds::fermata_events::{EventKind, JobId, Outcome, PauseBound, UnixMs};
+use fermata_imds::fermata_events::{EventKind, JobId, Outcome, PauseBound, ScopeId, UnixMs};
 use fermata_maintenance::order::{Gate, Keeper, Order as Maintenance};
 use fermata_maintenance::time::Wall;
 use jiff::Timestamp;
@@ -97,27 +97,45 @@ impl Guests {
     }
 
     /// Of these scopes, those whose guests here have approved the visit.
-    pub(super) async fn approved(&self, order: &Order, scopes: &BTreeSet<Scope>) -> BTreeSet<Scope> {
-        let Some(events) = self.service() else { return BTreeSet::new() };
+    pub(super) async fn approved(&self, order: &Order, scopes: &BTreeSet<Scope>) -> Approved {
+        let Some(events) = self.service() else { return Approved::default() };
         if order.host.as_str() == events.host() && self.all_approved(&events, order).await {
-            return scopes.clone();
+            return Approved { scopes: scopes.clone(), by: BTreeMap::new() };
         }
-        let mut approved = BTreeSet::new();
+        let mut approved = Approved::default();
         for scope in scopes {
             let Scope::Set(set) = scope else { continue };
-            let mut everywhere = false;
+            let (mut everywhere, mut who) = (false, BTreeMap::new());
             for job in jobs(order) {
                 let by = events.approvals(order.host.as_str(), &job, set).await.unwrap_or_default();
                 everywhere = !by.is_empty();
                 if !everywhere {
                     break;
                 }
+                who.extend(by.into_iter().map(|vm| (vm, set.clone())));
             }
             if everywhere {
-                approved.insert(scope.clone());
+                approved.scopes.insert(scope.clone());
+                approved.by.extend(who);
             }
         }
         approved
+    }
+
+    /// Tells the service of this host what was approved elsewhere, so that its gate opens and its history says by whom.
+    pub(super) async fn tell_approved(&self, order: &Order) -> bool {
+        let (Some(events), Task::Maintain(visit)) = (self.service(), &order.task) else { return true };
+        for job in jobs(order) {
+            for scope in &visit.approved {
+                let by = visit.approvers.iter().filter(|(_, set)| *scope == Scope::Set((*set).clone()));
+                let by = by.map(|(vm, _)| vm.clone()).collect();
+                if let Err(error) = events.approved_elsewhere(&job, &event_scope(scope), by).await {
+                    tracing::warn!(%job, %scope, error = crate::chain(&error), "an approval from elsewhere was not told yet");
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// Whether the service would let every job of the order begin.
@@ -128,6 +146,13 @@ impl Guests {
         let mut jobs = jobs(order).peekable();
         // A visit that nobody feels has no job, and nobody who could approve.
         jobs.peek().is_some() && jobs.all(|job| waits.get(job.0.as_str()) == Some(&false))
+    }
+}
+
+fn event_scope(scope: &Scope) -> ScopeId {
+    match scope {
+        Scope::Set(set) => ScopeId::Set(set.clone()),
+        Scope::Vm(vm) => ScopeId::Vm(vm.clone()),
     }
 }
 
@@ -173,6 +198,7 @@ mod tests {
             notice: Duration::from_secs(900),
             scopes: [Scope::Set(set.clone())].into(),
             approved: BTreeSet::new(),
+            approvers: BTreeMap::new(),
         };
         let order = Order {
             host: "h2".parse().unwrap(),

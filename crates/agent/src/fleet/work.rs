@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use fermata_controller::agent_link::{HostWork, Line, Work};
 use fermata_controller::health::HealthGate;
-use fermata_controller::order::{Generation, Order, Outcome, Scope, UpdateRef};
+use fermata_controller::order::{Approved, Generation, Order, Outcome, Scope, UpdateRef};
 use fermata_controller::rollout::VmTrouble;
 use fermata_controller::wire::{Elsewhere, HostReport, VisitProgress, VmReport};
 use jiff::Timestamp;
@@ -178,8 +178,12 @@ impl HostWork for FleetHost {
         Box::pin(async move { self.guests.elsewhere(visits).await })
     }
 
-    fn approved<'a>(&'a self, order: &'a Order, scopes: &'a BTreeSet<Scope>) -> Work<'a, BTreeSet<Scope>> {
+    fn approved<'a>(&'a self, order: &'a Order, scopes: &'a BTreeSet<Scope>) -> Work<'a, Approved> {
         Box::pin(async move { self.guests.approved(order, scopes).await })
+    }
+
+    fn tell_approved<'a>(&'a self, order: &'a Order) -> Work<'a, bool> {
+        Box::pin(async move { self.guests.tell_approved(order).await })
     }
 
     fn begin<'a>(&'a self, order: &'a Order) -> Work<'a, ()> {

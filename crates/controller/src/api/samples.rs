@@ -16,7 +16,9 @@ use super::schema::{self, Components};
 use crate::health::{Check, HealthGate};
 use crate::identity::{Identity, Role};
 use crate::lock::SetLock;
-use crate::order::{Generation, Order, Outcome, Report, RolloutId, Scope, Slot, Standing, Task, UpdateRef, Visit};
+use crate::order::{
+    Approved, Generation, Order, Outcome, Report, RolloutId, Scope, Slot, Standing, Task, UpdateRef, Visit,
+};
 use crate::rollout::{
     Action, Author, Definition, Entry, Explanation, HostPhase, HostState, HostTask, Input, Member, Phase, Refused,
     Rules, StageGate, StageRule, State, View, VmTrouble, Wait,
@@ -125,6 +127,7 @@ fn order() -> Order {
         notice: Duration::ZERO,
         scopes: scopes.clone(),
         approved: scopes,
+        approvers: [(vm(), set())].into(),
     };
     Order { host: host(), generation: Generation(1), rollout: id(), task: Task::Maintain(visit) }
 }
@@ -190,7 +193,7 @@ fn poll() -> Poll {
         report: report(),
         host: Some(host_report()),
         answers,
-        approvals: [(host(), [Scope::Set(set())].into())].into(),
+        approvals: [(host(), Approved { scopes: [Scope::Set(set())].into(), by: [(vm(), set())].into() })].into(),
         visit: Some(visit_progress()),
         known: Some(order()),
         wait_ms: 1,

@@ -26,6 +26,7 @@ fn visit(generation: u64, not_before: i64) -> Order {
         notice: Duration::from_secs(60),
         scopes: [scope()].into(),
         approved: BTreeSet::new(),
+        approvers: std::collections::BTreeMap::new(),
     };
     Order { host: host(), generation: Generation(generation), rollout: "r".into(), task: Task::Maintain(visit) }
 }

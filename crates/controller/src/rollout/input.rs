@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fermata_model::{HostName, SetName};
+use fermata_model::{HostName, SetName, VmName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,9 @@ pub enum Input {
         host: HostName,
         /// Who approved.
         scopes: BTreeSet<Scope>,
+        /// The VMs that did so for a set; none when an operator did.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        by: BTreeMap<VmName, SetName>,
     },
     /// Do these updates too, on the hosts named that have not been begun.
     Merge {

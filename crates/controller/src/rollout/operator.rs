@@ -1,11 +1,13 @@
 //! What operators, and guests through their agents, tell a rollout.
 
-use fermata_model::HostName;
+use std::collections::{BTreeMap, BTreeSet};
+
+use fermata_model::{HostName, SetName, VmName};
 use jiff::Timestamp;
 
 use super::state::{End, HostPhase, Phase, StageGate};
 use super::{Action, Input, Refusal, Rollout, View};
-use crate::order::{Slot, Task};
+use crate::order::{Scope, Slot, Task};
 
 impl Rollout {
     pub(super) fn operator(&mut self, input: &Input, view: &View, now: Timestamp) -> Result<Vec<Action>, Refusal> {
@@ -44,7 +46,7 @@ impl Rollout {
             }
             Input::Unhold(host) => self.change(host, |state| &mut state.held, false)?,
             Input::ApproveHost(host) => self.change(host, |state| &mut state.approved, true)?,
-            Input::ApproveVisit { host, scopes } => return self.approve_visit(host, scopes, view),
+            Input::ApproveVisit { host, scopes, by } => return self.approve_visit(host, scopes, by, view),
             Input::Merge { updates, hosts } => return self.merge(updates, hosts),
             Input::GiveUp(host) => return self.give_up(host, view, now),
             _ => return Err(Refusal::Nothing),
@@ -118,7 +120,8 @@ impl Rollout {
     fn approve_visit(
         &self,
         host: &HostName,
-        scopes: &std::collections::BTreeSet<crate::order::Scope>,
+        scopes: &BTreeSet<Scope>,
+        by: &BTreeMap<VmName, SetName>,
         view: &View,
     ) -> Result<Vec<Action>, Refusal> {
         let phase = &self.state.hosts[host].phase;
@@ -130,9 +133,11 @@ impl Rollout {
             return Err(Refusal::Nothing);
         };
         let Task::Maintain(visit) = &mut order.task else { return Err(Refusal::Nothing) };
-        let before = visit.approved.len();
+        let before = (visit.approved.len(), visit.approvers.len());
         visit.approved.extend(scopes.intersection(&visit.scopes).cloned());
-        if visit.approved.len() == before {
+        let asked = by.iter().filter(|(_, set)| visit.scopes.contains(&Scope::Set((*set).clone())));
+        visit.approvers.extend(asked.map(|(vm, set)| (vm.clone(), set.clone())));
+        if (visit.approved.len(), visit.approvers.len()) == before {
             return Err(Refusal::Nothing);
         }
         Ok(vec![Action::Slot { host: host.clone(), slot }])

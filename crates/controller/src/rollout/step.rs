@@ -1,6 +1,6 @@
 //! One decision at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fermata_model::HostName;
 use jiff::{SignedDuration, Timestamp};
@@ -153,6 +153,7 @@ impl Rollout {
             notice: definition.rules.notice,
             scopes: task.scopes(),
             approved: BTreeSet::new(),
+            approvers: BTreeMap::new(),
         };
         let order =
             Order { host: host.clone(), generation, rollout: definition.id.clone(), task: Task::Maintain(visit) };

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{Controller, ServiceError};
 use crate::identity::{self, Identity, Join, JoinToken};
-use crate::order::{Order, RolloutId, Scope, Slot, Task};
+use crate::order::{Approved, Order, RolloutId, Scope, Slot, Task};
 use crate::records::{decode, encode, slot_key, visit_key};
 use crate::rollout::{Author, HostPhase, Input};
 use crate::wire::{
@@ -152,10 +152,10 @@ impl Controller {
                 Answer::Health { rollout, unhealthy } => (rollout, Input::Health { host: host.clone(), unhealthy }),
             });
         }
-        for (visited, scopes) in &poll.approvals {
+        for (visited, Approved { scopes, by }) in &poll.approvals {
             for id in self.rollouts_at(visited).await {
-                let scopes = scopes.clone();
-                inputs.push((id, Input::ApproveVisit { host: visited.clone(), scopes }));
+                let (scopes, by) = (scopes.clone(), by.clone());
+                inputs.push((id, Input::ApproveVisit { host: visited.clone(), scopes, by }));
             }
         }
         for (id, input) in inputs {

@@ -204,7 +204,7 @@ impl Controller {
         let task = definition.hosts.get(host).ok_or_else(not_found)?;
         Ok(match state.hosts.get(host).map(|host| &host.phase) {
             Some(HostPhase::Ordered { .. } | HostPhase::Announced { .. }) => {
-                Input::ApproveVisit { host: host.clone(), scopes: task.scopes() }
+                Input::ApproveVisit { host: host.clone(), scopes: task.scopes(), by: BTreeMap::new() }
             }
             _ => Input::ApproveHost(host.clone()),
         })

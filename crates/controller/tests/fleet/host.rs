@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fermata_controller::agent_link::{HostWork, Work};
 use fermata_controller::health::HealthGate;
-use fermata_controller::order::{Generation, Order, Outcome, Scope, UpdateRef};
+use fermata_controller::order::{Approved, Generation, Order, Outcome, Scope, Task, UpdateRef};
 use fermata_controller::rollout::VmTrouble;
 use fermata_controller::wire::{Elsewhere, HostReport, MaintenanceProgress, VisitProgress, VmProgress, VmReport};
 use jiff::Timestamp;
@@ -17,6 +17,7 @@ pub(crate) struct Played {
     lasts: Mutex<Duration>,
     refusals: Mutex<BTreeMap<String, String>>,
     undone: Mutex<BTreeMap<String, String>>,
+    guests_approve: Mutex<bool>,
 }
 
 impl Default for Played {
@@ -26,6 +27,7 @@ impl Default for Played {
             lasts: Mutex::new(Duration::from_millis(50)),
             refusals: Mutex::default(),
             undone: Mutex::default(),
+            guests_approve: Mutex::default(),
         }
     }
 }
@@ -51,6 +53,11 @@ impl Played {
 
     pub(crate) fn undoes(&self, host: &str, reason: &str) {
         self.undone.lock().unwrap().insert(host.to_owned(), reason.to_owned());
+    }
+
+    /// From now on VMs approve what comes over their sets on other hosts.
+    pub(crate) fn guests_approve(&self) {
+        *self.guests_approve.lock().unwrap() = true;
     }
 
     fn note(&self, line: String) {
@@ -141,8 +148,27 @@ impl HostWork for Host {
         })
     }
 
-    fn approved<'a>(&'a self, _order: &'a Order, _scopes: &'a BTreeSet<Scope>) -> Work<'a, BTreeSet<Scope>> {
-        Box::pin(async { BTreeSet::new() })
+    fn approved<'a>(&'a self, order: &'a Order, scopes: &'a BTreeSet<Scope>) -> Work<'a, Approved> {
+        Box::pin(async move {
+            if order.host.as_str() == self.name || !*self.world.guests_approve.lock().unwrap() {
+                return Approved::default();
+            }
+            let ours = self.vms.iter().filter_map(|vm| Some((vm.name.clone(), vm.set.clone()?)));
+            let by: BTreeMap<_, _> = ours.filter(|(_, set)| scopes.contains(&Scope::Set(set.clone()))).collect();
+            Approved { scopes: by.values().cloned().map(Scope::Set).collect(), by }
+        })
+    }
+
+    fn tell_approved<'a>(&'a self, order: &'a Order) -> Work<'a, bool> {
+        Box::pin(async move {
+            if let Task::Maintain(visit) = &order.task
+                && !visit.approved.is_empty()
+            {
+                let by: Vec<String> = visit.approvers.keys().map(ToString::to_string).collect();
+                self.world.note(format!("{} hears of {} by {}", self.name, visit.approved.len(), by.join(", ")));
+            }
+            true
+        })
     }
 
     fn begin<'a>(&'a self, order: &'a Order) -> Work<'a, ()> {

@@ -237,7 +237,11 @@ impl World {
                 inputs.extend([Input::Skip(host.clone()), Input::Hold(host.clone())]);
                 if let HostPhase::Ordered { .. } | HostPhase::Announced { .. } = rollout.state().hosts[host].phase {
                     let scopes = rollout.definition().hosts[host].scopes();
-                    inputs.push(Input::ApproveVisit { host: host.clone(), scopes });
+                    inputs.push(Input::ApproveVisit {
+                        host: host.clone(),
+                        scopes,
+                        by: std::collections::BTreeMap::new(),
+                    });
                 }
             }
         }

@@ -110,7 +110,7 @@ impl World {
             let entry = &commit.entry;
             let line = format!("controller {number}, {id} line {}: {:?}", entry.number, entry.input);
             self.tell(|| line);
-            if let Input::ApproveVisit { host, scopes } = &entry.input {
+            if let Input::ApproveVisit { host, scopes, .. } = &entry.input {
                 let generation = entry.view.slot.generation;
                 for scope in scopes {
                     self.judge.approves(host, generation, scope.clone());
@@ -142,7 +142,9 @@ impl World {
             3 => Input::Hold(host),
             4 => Input::Retry(host),
             5 if self.random.percent(30) => Input::Abort,
-            _ => Input::ApproveVisit { host, scopes: scopes.unwrap_or_default() },
+            _ => {
+                Input::ApproveVisit { host, scopes: scopes.unwrap_or_default(), by: std::collections::BTreeMap::new() }
+            }
         };
         self.controllers[number].inbox.push_back((rollout, input));
     }

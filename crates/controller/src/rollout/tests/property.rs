@@ -33,7 +33,9 @@ fn input() -> impl Strategy<Value = Input> {
         1 => any_host().prop_map(Input::GiveUp),
         8 => any_host().prop_map(Input::AskPreflight),
         3 => any_host().prop_map(Input::Recall),
-        1 => any_host().prop_map(|host| Input::ApproveVisit { host, scopes: [Scope::Set("web".parse().unwrap())].into() }),
+        1 => any_host().prop_map(|host| Input::ApproveVisit {
+            host, scopes: [Scope::Set("web".parse().unwrap())].into(), by: std::collections::BTreeMap::new()
+        }),
         1 => any_host().prop_map(|host| Input::Merge { updates: vec![update("x")], hosts: [host].into() }),
         6 => (any_host(), any::<bool>()).prop_map(move |(host, bad)| Input::Health {
             host, unhealthy: if bad { vec![trouble()] } else { Vec::new() }

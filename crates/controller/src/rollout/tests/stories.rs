@@ -270,12 +270,20 @@ fn approvals_reach_the_order_without_a_new_generation() {
     let mut world = World::started(two_parts());
     world.announce("h1");
     let scopes = [Scope::Set("web".parse().unwrap()), Scope::Set("other".parse().unwrap())];
-    let approve = Input::ApproveVisit { host: host("h1"), scopes: scopes.clone().into() };
+    let by = [("web-1", "web"), ("other-1", "other")].map(|(vm, set)| (vm.parse().unwrap(), set.parse().unwrap()));
+    let approve = Input::ApproveVisit { host: host("h1"), scopes: scopes.clone().into(), by: by.into() };
     world.give(approve.clone()).unwrap();
     let order = world.slots[&host("h1")].order.as_ref().unwrap();
     let Task::Maintain(visit) = &order.task else { panic!() };
     assert_eq!((visit.approved.len(), order.generation), (1, world.generation("h1")));
+    let approvers: Vec<&str> = visit.approvers.keys().map(fermata_model::VmName::as_str).collect();
+    assert_eq!(approvers, ["web-1"], "a VM of a set that the visit does not touch has no say");
     assert_eq!(world.give(approve), Err(Refusal::Nothing));
+    // A second one of the set: for policies that want several.
+    let second = [("web-2".parse().unwrap(), "web".parse().unwrap())].into();
+    world.give(Input::ApproveVisit { host: host("h1"), scopes: scopes.into(), by: second }).unwrap();
+    let Task::Maintain(visit) = &world.slots[&host("h1")].order.as_ref().unwrap().task else { panic!() };
+    assert_eq!((visit.approved.len(), visit.approvers.len()), (1, 2));
 }
 
 #[test]
