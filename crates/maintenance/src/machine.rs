@@ -69,7 +69,7 @@ use crate::time::Now;
 /// What the shell tells the core.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// Time passed: [`State::wake_at`] came.
+    /// Time passed: [`Maintenance::wake_at`] came.
     Tick,
     /// An act ended.
     Ended {

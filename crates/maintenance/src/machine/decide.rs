@@ -49,9 +49,11 @@ impl State {
         }
     }
 
-    /// The next moment at which the core wants to be asked, should nothing else happen before.
+    /// The next moment at which the core wants to be asked, should nothing else happen before; `asked` is when it was asked last.
+    ///
+    /// What fell due since then is due now: writing the journal takes time, on a busy host more than the wait for the next attempt.
     #[must_use]
-    pub fn wake_at(&self, now: Now) -> Option<Mono> {
+    pub fn wake_at(&self, now: Now, asked: Mono) -> Option<Mono> {
         if self.outcome.is_some() {
             return None;
         }
@@ -63,7 +65,7 @@ impl State {
         // Without a journal there is nothing to wait for but the journal itself.
         let adrift = self.adrift.as_ref().map(|_| now.mono.after(Duration::from_secs(1)));
         let pending = self.pending.values().map(|pending| pending.by);
-        let retries = self.retry_at.values().copied().filter(|at| *at > now.mono);
+        let retries = self.retry_at.values().copied().filter(|at| *at > asked);
         pending.chain(retries).chain(gate).chain(lead).chain(adrift).min()
     }
 

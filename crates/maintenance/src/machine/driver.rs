@@ -14,6 +14,8 @@ use crate::time::{Mono, Now};
 pub struct Maintenance<L> {
     state: State,
     log: L,
+    /// When it was asked last.
+    asked: Mono,
 }
 
 /// Why a maintenance did not begin. No VM was touched.
@@ -34,7 +36,7 @@ impl<L: Log> Maintenance<L> {
     /// [`StartError::Journal`] when the order cannot be written.
     pub fn begin(order: Order, boot: BootId, mut log: L, now: Now) -> Result<(Self, Vec<Act>), StartError> {
         let (state, acts) = plan(order, boot, now).commit(&mut log).map_err(|unwritten| unwritten.failure)?;
-        Ok((Self { state, log }, acts))
+        Ok((Self { state, log, asked: now.mono }, acts))
     }
 
     /// Continues from what the journal says, after a restart of the agent or of the host.
@@ -42,7 +44,7 @@ impl<L: Log> Maintenance<L> {
     /// # Errors
     /// [`StartError::Replay`] when the entries are not those of a maintenance.
     pub fn recover(entries: &[Stamped], boot: BootId, log: L, now: Now) -> Result<(Self, Vec<Act>), StartError> {
-        let mut maintenance = Self { state: State::replay(entries)?, log };
+        let mut maintenance = Self { state: State::replay(entries)?, log, asked: now.mono };
         let acts = maintenance.handle(Input::Restarted { boot }, now);
         Ok((maintenance, acts))
     }
@@ -53,6 +55,7 @@ impl<L: Log> Maintenance<L> {
     /// [`State::adrift`] says why.
     #[must_use]
     pub fn handle(&mut self, input: Input, now: Now) -> Vec<Act> {
+        self.asked = now.mono;
         let decided = step(&self.state, input, now);
         if decided.entries().is_empty() && self.state.unwritten.is_empty() {
             return Vec::new();
@@ -86,7 +89,7 @@ impl<L: Log> Maintenance<L> {
     /// When to send [`Input::Tick`] should nothing else come before.
     #[must_use]
     pub fn wake_at(&self, now: Now) -> Option<Mono> {
-        self.state.wake_at(now)
+        self.state.wake_at(now, self.asked)
     }
 
     /// The journal.

@@ -98,7 +98,9 @@ pub(crate) fn run(
             // Nothing to do now: on to the next moment.
             let wake = maintenance.wake_at(world.time()).map(|at| at.0).filter(|_| stuck_until.is_none());
             let next = world.next_event().into_iter().chain(wake).chain(full_until).chain(stuck_until);
-            world.now = next.min().unwrap_or(world.now + 1_000_000).max(world.now);
+            // With nothing under way and nothing to wait for it would stand for ever.
+            let next = next.min().unwrap_or_else(|| panic!("nobody wakes it:\n{}", world.trace.join("\n")));
+            world.now = next.max(world.now);
             if full_until.is_some_and(|until| until <= world.now) {
                 full_until = None;
             }
@@ -134,7 +136,12 @@ pub(crate) fn run(
             }
         }
         for input in std::mem::take(&mut inputs) {
+            let failed = matches!(input, Input::Ended { result: Err(_), .. });
             acts.extend(maintenance.handle(input, world.time()));
+            if failed && !maintenance.state().in_pause() {
+                // The journal is slow: the next attempt is due when it has been written.
+                world.now += 1_500_000;
+            }
         }
     }
     panic!("no end after 20000 moments:\n{}\n{:#?}", world.trace.join("\n"), maintenance.state());
