@@ -68,7 +68,7 @@ impl Fleet {
     /// Asks until the answer is as wanted; the controller may be away for a while.
     ///
     /// # Errors
-    /// It is not within seven minutes; the text has the journals of all hosts.
+    /// Nothing changes for seven minutes, or half an hour has passed; the text has the journals of all hosts.
     pub fn await_json(&self, command: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         self.watch_json(command, what, |value| wanted(value).then(|| value.clone()))
     }
@@ -79,18 +79,23 @@ impl Fleet {
     /// As [`Self::await_json`].
     #[expect(clippy::disallowed_methods, reason = "asked through ssh; nothing there tells this machine of a change")]
     pub fn watch_json<T>(&self, command: &str, what: &str, mut look: impl FnMut(&Value) -> Option<T>) -> Result<T> {
-        const BUSY: Duration = Duration::from_secs(420);
-        let end = Instant::now() + BUSY;
-        let mut seen = String::new();
-        while Instant::now() < end {
+        // A visit to an emulated host takes minutes, and how many there are is the caller's.
+        const STILL: Duration = Duration::from_secs(420);
+        const LONGEST: Duration = Duration::from_secs(1_800);
+        let began = Instant::now();
+        let (mut seen, mut news, mut changed) = (String::new(), Value::Null, began);
+        while changed.elapsed() < STILL && began.elapsed() < LONGEST {
             let asked = self.controller().exec_within(&format!("fermata --json {command}"), Duration::from_secs(30));
             // Its host may be changing its kernel.
             let Ok(output) = asked.map_err(|error| seen = format!("{error:#}")) else { continue };
             seen = format!("{}{}", output.stdout, output.stderr);
-            if let Ok(value) = serde_json::from_str::<Value>(&output.stdout)
-                && let Some(found) = look(&value)
-            {
-                return Ok(found);
+            if let Ok(value) = serde_json::from_str::<Value>(&output.stdout) {
+                if let Some(found) = look(&value) {
+                    return Ok(found);
+                }
+                if value != news {
+                    (news, changed) = (value, Instant::now());
+                }
             }
             thread::sleep(Duration::from_millis(500));
         }
@@ -98,7 +103,8 @@ impl Fleet {
             let journal = host.exec("journalctl -u fermata-agent -u fermata-controller -n 40 --no-pager -o cat");
             format!("--- {}\n{}", host.name, journal.map(|output| output.stdout).unwrap_or_default())
         });
-        bail!("{what}: not within {} s; last: {seen}\n{}", BUSY.as_secs(), journals.collect::<String>())
+        let waited = began.elapsed().as_secs();
+        bail!("{what}: not within {waited} s; last: {seen}\n{}", journals.collect::<String>())
     }
 
     /// Plans a rollout of an update; `file` is what the update needs besides its name.
