@@ -245,11 +245,13 @@ fn a_host_that_does_not_come_back_stops_the_rollout(fleet: &Fleet) {
     let rules = r#"{"notice":{"secs":0,"nanos":0},"stop_after":{"secs":20,"nanos":0}}"#;
     fleet.controller().write("/tmp/rules.json", rules).unwrap();
     let step = "kind = \"package\"\n[change]\ncommand = [\"/bin/sleep\", \"8\"]\ntimeout_ms = 60000\n";
-    // The host without the controller is in work first and loses its power for good.
+    // One without the controller is in work first, and its agent goes away.
     let last = fleet.hosts().len();
     let gone = &fleet.hosts()[last - 1];
     fleet.plan("fatal", step, "--rules /tmp/rules.json");
-    fleet.json("rollout pause fatal --host host1");
+    for host in &fleet.hosts()[..last - 1] {
+        fleet.json(&format!("rollout pause fatal --host {}", host.name));
+    }
     fleet.json("rollout start fatal");
     fleet.await_json("rollout explain fatal", "a host is in work", |all| {
         all.as_array().unwrap().iter().any(|host| host["phase"]["is"] == "in_work")
