@@ -201,7 +201,7 @@ fn prepare(node: Guest<'_>) {
     node.run(&format!("echo {name} >/etc/hostname; echo {name} >/proc/sys/kernel/hostname; mkdir -p /opt/cluster"));
     node.run("echo store=10.88.0.3 >/etc/cluster");
     let files = [
-        ("/opt/cluster/crm", include_str!("pacemaker/crm.bash")),
+        ("/opt/cluster/crm", include_str!("../../imds/tests/clients/crm.sh")),
         ("/opt/node.sh", include_str!("pacemaker/node.sh")),
         ("/opt/clients.py", include_str!("pacemaker/clients.py")),
         ("/opt/facter.rb", include_str!("pacemaker/facter.rb")),
