@@ -189,7 +189,7 @@ fn a_vm_does_not_notice_the_end_of_its_agent(host: &Host) {
     let undisturbed = largest("sleep 8");
     let limit = match Acceleration::detect() {
         Acceleration::Kvm => 50.0,
-        Acceleration::Tcg => 500.0,
+        Acceleration::Tcg => 1_000.0,
     };
     // The machine around an emulated host takes its time too, now and then; an agent that disturbs does so each time. The
     // number promised is for hosts with hardware virtualisation; under emulation a test can only tell a guest that stood.
