@@ -176,7 +176,8 @@ fn on_their_way() -> MutexGuard<'static, BTreeSet<VmName>> {
     ON_THEIR_WAY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A VM is on its way into a VMM, and does not wait for anything of the host.
+/// A VM is on its way into a VMM, and does not wait for anything of the host. Only an agent that is alone asks who is; one that an operator
+/// has restored by hand may stay on the list.
 pub(crate) fn departs(vm: &VmName) {
     on_their_way().insert(vm.clone());
 }
