@@ -1,7 +1,7 @@
 //! The loop body of a shell: input in, acts out, with the journal in between.
 
-use super::act::Act;
-use super::entry::Stamped;
+use super::act::{Act, Failure, FailureKind};
+use super::entry::{Entry, Stamped};
 use super::journalled::{Log, LogFailure};
 use super::state::{ReplayError, State};
 use super::{Input, plan, step};
@@ -59,6 +59,12 @@ impl<L: Log> Maintenance<L> {
         let decided = step(&self.state, input, now);
         if decided.entries().is_empty() && self.state.unwritten.is_empty() {
             return Vec::new();
+        }
+        // Acts that end with a failure are logged where they end; these end nowhere.
+        for entry in decided.entries() {
+            if let Entry::Ended { act, result: Err(Failure { kind: FailureKind::Overdue, text }) } = &entry.entry {
+                tracing::warn!(maintenance = %self.state.order.id, %act, reason = text, "not waited for any longer");
+            }
         }
         match decided.commit(&mut self.log) {
             Ok((state, acts)) => {
