@@ -15,12 +15,15 @@
 //!
 //! Each is idempotent. Which VMM may run the VM is the maintenance journal's to say; nothing here decides it.
 
+mod back;
+mod frames;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fermata_maintenance::witness;
-use fermata_model::{BridgeName, Mac, VmName, VmmVersion};
+use fermata_model::{VmName, VmmVersion};
 use fermata_vault::process::Process;
 use fermata_vault::relay::Relay;
 use fermata_vault::tap::{self, Queue};
@@ -218,25 +221,6 @@ impl Vms {
         handed.await.map_err(|source| VmError::Handover { name: record.definition.name.clone(), source })
     }
 
-    /// Steers frames to the VMM beside, unless its gate was shut.
-    async fn steer_through(&self, beside: &Beside, ways: &[(String, BridgeName, Mac)]) -> Result<(), VmError> {
-        let gate = beside.gate.lock().await;
-        if *gate == Gate::Open { self.steer(ways).await } else { Ok(()) }
-    }
-
-    /// Which tap each address of a VM is reached through, with a VMM's taps.
-    fn ways(&self, record: &VmRecord, runtime: &Runtime) -> Vec<(String, BridgeName, Mac)> {
-        let nics = record.definition.nics.iter();
-        nics.zip(&runtime.taps).map(|(nic, tap)| (tap.to_string(), nic.bridge.clone(), nic.mac)).collect()
-    }
-
-    async fn steer(&self, ways: &[(String, BridgeName, Mac)]) -> Result<(), VmError> {
-        for (nic, (tap, bridge, mac)) in ways.iter().enumerate() {
-            self.links.steer(tap, bridge, *mac).await.map_err(|source| VmError::Nic { nic, source })?;
-        }
-        Ok(())
-    }
-
     /// Lets the VM run in the new VMM and makes that the VM's own. When its vCPUs ran again.
     ///
     /// # Errors
@@ -314,22 +298,6 @@ impl Vms {
         Ok((qmp, resumed))
     }
 
-    /// The new VMM died when the VM may have run in it: the old one's picture of the VM is history and must never run. The VM is
-    /// lost, as with any VMM that dies; what is left is cleaned up as after any.
-    async fn never_run_again(&self, slot: &Slot, record: &VmRecord) -> Result<(), VmError> {
-        let name = &record.definition.name;
-        if let Some(old) = slot.live() {
-            let gone = old.process().kill_for_certain(END_LIMIT).await;
-            gone.map_err(|source| VmError::Process { name: name.clone(), source })?;
-        }
-        slot.set_beside(None);
-        if let Some(left) = &record.beside {
-            self.tear_down_vmm(left).await?;
-            self.note_beside(name, None).await?;
-        }
-        Ok(())
-    }
-
     async fn change_over(
         self: &Arc<Self>,
         slot: &Slot,
@@ -400,150 +368,6 @@ impl Vms {
         let stop = events.find(|event| (event.kind == qmp::EventKind::Stop).then_some(event.at));
         Ok(tokio::time::timeout(limit, stop).await.ok().flatten())
     }
-
-    /// Ends whatever is under way: the new VMM is dead for certain, then the old one runs. When it ran again.
-    ///
-    /// # Errors
-    /// [`VmError::TakeBack`]; [`VmError::Ran`] when there is no way back.
-    pub(crate) async fn take_back(&self, name: &VmName, limit: Duration) -> Result<Option<Timestamp>, VmError> {
-        let slot = self.slot(name);
-        let _turn = slot.operation.lock().await;
-        let record = self.record(name).await?;
-        not_run_in(name, &record)?;
-        // The journal lost more than the end of the pause: the VM has changed over, and its old VMM may be gone.
-        let by = slot.maintenance();
-        let changed =
-            |live: &Arc<Live>| by.as_ref().is_some_and(|by| witness::may_have_run_by(&live.runtime().dir, by));
-        if slot.live().as_ref().is_some_and(changed) {
-            return Err(VmError::Ran(name.clone()));
-        }
-        let live = running(&slot, name, &record).await?;
-        self.forget_saved(&record)?;
-        let beside = slot.beside();
-        if let Some(beside) = &beside {
-            *beside.gate.lock().await = Gate::Shut;
-        }
-        let new = beside.as_ref().map(|b| &b.process);
-        let resumed = handover::take_back(live.qmp(), new, limit).await;
-        let resumed = resumed.map_err(|source| VmError::TakeBack { name: name.clone(), source })?;
-        self.steer(&self.ways(&record, live.runtime())).await?;
-        if let Some(beside) = &beside {
-            self.give_frames_back(beside).await;
-        }
-        // The VM runs; what the dead one leaves can wait until here.
-        if let Some(left) = record.beside.as_ref().filter(|b| b.generation > live.runtime().generation) {
-            slot.set_beside(None);
-            self.tear_down_vmm(left).await?;
-            self.note_beside(name, None).await?;
-        }
-        Ok(resumed)
-    }
-
-    /// Frames that the VMM before did not read any more go to the one that has the VM. A failure costs these frames, not the VM.
-    fn hand_frames_on(&self, old: &Live) {
-        for (tap, queue) in old.runtime().taps.iter().zip(&old.lent().queues) {
-            match self.links.hand_on(tap.as_str(), queue) {
-                Ok(0) => {}
-                Ok(frames) => tracing::info!(%tap, frames, "handed on"),
-                Err(error) => tracing::warn!(%tap, error = crate::chain(&error), "frames that were not read are lost"),
-            }
-        }
-    }
-
-    /// Frames that waited for a VMM that is dead now go to the one that has the VM. A failure costs these frames, not the VM.
-    async fn give_frames_back(&self, dead: &Beside) {
-        for (tap, queue) in dead.runtime.taps.iter().zip(&dead.queues) {
-            match self.links.give_back(tap.as_str(), queue).await {
-                Ok(0) => {}
-                Ok(frames) => tracing::info!(%tap, frames, "given back"),
-                Err(error) => tracing::warn!(%tap, error = crate::chain(&error), "frames that waited are lost"),
-            }
-        }
-    }
-
-    /// Makes certain that no VMM stands beside to take the VM over.
-    ///
-    /// # Errors
-    /// [`VmError`].
-    pub(crate) async fn discard_new(&self, name: &VmName) -> Result<(), VmError> {
-        not_run_in(name, &self.record(name).await?)?;
-        self.end_beside(name, |beside, runtime| beside.generation > runtime.generation).await
-    }
-
-    /// Makes certain that the VMM that ran the VM before is gone.
-    ///
-    /// # Errors
-    /// [`VmError`].
-    pub(crate) async fn retire(&self, name: &VmName) -> Result<(), VmError> {
-        self.end_beside(name, |beside, runtime| beside.generation < runtime.generation).await
-    }
-
-    async fn end_beside(&self, name: &VmName, meant: impl FnOnce(&Runtime, &Runtime) -> bool) -> Result<(), VmError> {
-        let slot = self.slot(name);
-        let _turn = slot.operation.lock().await;
-        let record = self.record(name).await?;
-        let (Some(beside), Some(runtime)) = (&record.beside, &record.runtime) else { return Ok(()) };
-        if !meant(beside, runtime) {
-            return Ok(());
-        }
-        if let Some(standing) = slot.beside() {
-            let gone = handover::retire(standing.qmp().as_ref(), &standing.process, END_LIMIT).await;
-            gone.map_err(|source| VmError::Process { name: name.clone(), source })?;
-        }
-        slot.set_beside(None);
-        self.tear_down_vmm(beside).await?;
-        self.note_beside(name, None).await
-    }
-
-    /// Finds the VMM that stood beside when an agent ended, or removes what is left of it.
-    pub(super) async fn recover_beside(&self, slot: &Slot, record: &VmRecord) -> Result<(), VmError> {
-        let Some(runtime) = &record.beside else { return Ok(()) };
-        let name = &record.definition.name;
-        let found = match runtime.process {
-            Some(identity) if runtime.boot == self.boot => {
-                Process::find(identity).map_err(|source| VmError::Process { name: name.clone(), source })?
-            }
-            _ => None,
-        };
-        let Some(process) = found else {
-            if let (Some(old), Err(_)) = (slot.live(), not_run_in(name, record)) {
-                // It died after the VM ran in it: the old one's picture of the VM is history.
-                let gone = old.process().kill_for_certain(END_LIMIT).await;
-                gone.map_err(|source| VmError::Process { name: name.clone(), source })?;
-            }
-            self.tear_down_vmm(runtime).await?;
-            return self.note_beside(name, None).await;
-        };
-        let mut queues = Vec::new();
-        for (nic, tap_name) in runtime.taps.iter().enumerate() {
-            let fd = process
-                .take_fd(fermata_vmm::command::tap(nic))
-                .map_err(|source| VmError::Process { name: name.clone(), source })?;
-            queues.push(Queue::adopt(tap_name, fd).map_err(|source| VmError::Tap { nic, source })?);
-        }
-        // A successor that waits has no monitor yet; one that stands has answered long before this limit.
-        let monitor = Paths::in_folder(&runtime.dir).qmp();
-        let qmp = Qmp::connect(&monitor, Duration::from_millis(500)).await.ok();
-        let successor = record.runtime.as_ref().is_some_and(|runs| runtime.generation > runs.generation);
-        slot.set_beside(Some(Arc::new(Beside {
-            process,
-            runtime: runtime.clone(),
-            queues,
-            qmp: Mutex::new(qmp),
-            // A maintenance that goes on may still hand the VM over; one that goes back shuts the gate first.
-            gate: AsyncMutex::new(if successor { Gate::Open } else { Gate::Shut }),
-            // What the agent before did with it is not known here.
-            may_have_run: AtomicBool::new(true),
-        })));
-        Ok(())
-    }
-}
-
-/// Refuses where the VM may have run in the VMM that was to take it over.
-fn not_run_in(name: &VmName, record: &VmRecord) -> Result<(), VmError> {
-    let (Some(beside), Some(runtime)) = (&record.beside, &record.runtime) else { return Ok(()) };
-    let ran = beside.generation > runtime.generation && witness::may_have_run(&beside.dir);
-    if ran { Err(VmError::Ran(name.clone())) } else { Ok(()) }
 }
 
 pub(super) async fn running(slot: &Slot, name: &VmName, record: &VmRecord) -> Result<Arc<Live>, VmError> {
