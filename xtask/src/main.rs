@@ -16,6 +16,7 @@ use fermata_lab::{
     swaps::{
         bench,
         faults::{self, Fault},
+        plan,
     },
 };
 
@@ -231,7 +232,7 @@ fn run() -> Result<()> {
         }
         Task::Bench(Bench::Imds { seconds }) => imds::bench(seconds),
         Task::Bench(Bench::Swap { quick, swaps, in_a_row, many, sizes }) => {
-            bench::run(&bench::plan(quick, &bench::Wishes { swaps, in_a_row, many, sizes })?)
+            bench::run(&plan::plan(quick, &plan::Wishes { swaps, in_a_row, many, sizes })?)
         }
         Task::Bench(Bench::Kexec { quick }) => {
             kexecs::bench::run(&if quick { kexecs::bench::Plan::quick() } else { kexecs::bench::Plan::full() })

@@ -13,7 +13,9 @@
 //! | [`bare`] | the same swap by bare QMP commands |
 //! | [`leaks`] | what a host holds: descriptors, processes, files |
 //! | [`figures`] | median, p99 and largest (pure) |
+//! | [`plan`] | how much the benchmark measures (pure) |
 //! | [`bench`] | `cargo xtask bench swap` |
+//! | `summary` | what it found: the numbers of the promises (pure), the table |
 //! | [`faults`] | `cargo xtask faults swap` |
 
 pub mod bare;
@@ -23,3 +25,5 @@ pub mod figures;
 pub mod guest;
 pub mod leaks;
 pub mod measure;
+pub mod plan;
+mod summary;

@@ -9,15 +9,13 @@
 //! The result is written after every part, so a run that is cut short leaves what it has, and says so.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use fermata_probe::report::Report;
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
@@ -25,7 +23,9 @@ use super::{
     figures::Figures,
     guest::Guest,
     leaks::Held,
-    measure::{self, Swap, Update, way},
+    measure::{self, Update, way},
+    plan::Plan,
+    summary::{Floor, Measured, Quiet, print, summary},
 };
 use crate::{
     host::Host,
@@ -36,91 +36,8 @@ use crate::{
     spec::LabSpec,
 };
 
-/// How much is measured.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// Memory in MiB and processors of each VM, measured one after the other.
-    pub sizes: Vec<(u64, u32)>,
-    /// Swaps of each size but the first.
-    pub swaps: usize,
-    /// Swaps of the first size, in a row.
-    pub in_a_row: usize,
-    /// How long nothing is done, for comparison.
-    pub quiet: Duration,
-    /// How many VMs for the comparison of one and many; 0 for none.
-    pub many: usize,
-    /// No swap begins after this long.
-    pub limit: Duration,
-}
-
-impl Plan {
-    /// Everything: about an hour and a half on two emulated processors.
-    #[must_use]
-    pub fn full() -> Self {
-        Self {
-            sizes: [256, 1024, 2048].into_iter().flat_map(|mib| [(mib, 1), (mib, 2)]).collect(),
-            swaps: 40,
-            in_a_row: 100,
-            quiet: Duration::from_secs(60),
-            many: 8,
-            limit: Duration::from_secs(100 * 60),
-        }
-    }
-
-    /// A look: about ten minutes on two emulated processors.
-    #[must_use]
-    pub fn quick() -> Self {
-        Self {
-            sizes: vec![(256, 1), (2048, 1)],
-            swaps: 6,
-            in_a_row: 10,
-            quiet: Duration::from_secs(15),
-            many: 3,
-            limit: Duration::from_secs(20 * 60),
-        }
-    }
-
-    /// With this many swaps of every size.
-    #[must_use]
-    pub fn with_swaps(self, swaps: usize) -> Self {
-        Self { swaps, in_a_row: swaps, ..self }
-    }
-}
-
 /// Of a long row of swaps, beside how many the same is done by hand.
 const FLOORS: usize = 40;
-
-/// All that was measured.
-#[derive(Debug, Default)]
-struct Measured {
-    swaps: Vec<Swap>,
-    floors: Vec<Floor>,
-    quiet: Vec<Quiet>,
-    broken_memory: u64,
-    broken_disk: u64,
-    leaked: Option<Value>,
-    down: Option<String>,
-    notes: Vec<String>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Floor {
-    vcpus: u32,
-    memory_mib: u64,
-    from: String,
-    to: String,
-    way: &'static str,
-    host_blackout_ms: f64,
-    guest_blackout_ms: f64,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Quiet {
-    seconds: f64,
-    sample_gap_ms: f64,
-    tcp_gap_ms: f64,
-    udp_gap_ms: f64,
-}
 
 /// Measures, prints a table and writes `target/bench/swap.json`.
 ///
@@ -140,7 +57,7 @@ pub fn run(plan: &Plan) -> Result<()> {
         bench.measured.notes.push(format!("cut short: {error:#}"));
     }
     let file = bench.write()?;
-    bench.print();
+    print(&bench.head, &bench.measured);
     println!("written to {}", file.display());
     lab.down()?;
     outcome
@@ -382,237 +299,5 @@ impl Bench<'_> {
         all["took_s"] = json!(self.began.elapsed().as_secs());
         fs::write(&file, serde_json::to_vec_pretty(&all)?).with_context(|| format!("write {}", file.display()))?;
         Ok(file)
-    }
-
-    fn print(&self) {
-        let summary = summary(&self.measured);
-        println!(
-            "machine      {}\naccelerator  {}\nversions     {}",
-            self.head["machine"], self.head["accelerator"], self.head["versions"]
-        );
-        println!("{:<34} {:>5}  median / p99 / max, ms", "", "count");
-        let line = |name: &str, figures: &Value| {
-            let one = |key: &str| figures[key].as_f64().map_or("-".to_owned(), |value| format!("{value:.1}"));
-            println!("{name:<34} {:>5}  {} / {} / {}", figures["count"], one("median"), one("p99"), one("max"));
-        };
-        for key in [
-            "host_blackout_ms",
-            "guest_blackout_ms",
-            "floor_ms",
-            "floor_guest_blackout_ms",
-            "tcp_gap_ms",
-            "udp_gap_ms",
-            "clock_error_ms",
-            "undisturbed_gap_ms",
-        ] {
-            line(key, &summary[key]);
-        }
-        for part in ["by_memory", "by_vms", "by_way"] {
-            for (name, figures) in summary[part].as_object().into_iter().flatten() {
-                line(&format!("{part} {name}, host blackout"), &figures["host_blackout_ms"]);
-                if figures["floor_ms"]["count"].as_u64().unwrap_or(0) > 0 {
-                    line(&format!("{part} {name}, floor"), &figures["floor_ms"]);
-                }
-            }
-        }
-        for key in [
-            "retransmission_timeouts",
-            "packets_lost",
-            "reconnects",
-            "memory_broken",
-            "disk_broken",
-            "boot_id_changed",
-            "failed",
-            "leaked",
-            "promises",
-            "notes",
-        ] {
-            println!("{key:<34} {}", summary[key]);
-        }
-    }
-}
-
-/// The numbers of the promises. Those of the transfer stand for the whole: a step down by file is longer by its nature and is
-/// told apart under `by_way`.
-fn summary(measured: &Measured) -> Value {
-    let ended = |swap: &&Swap| swap.host_blackout_ms.is_some();
-    let alone: Vec<&Swap> = measured.swaps.iter().filter(ended).filter(|swap| swap.company.0 == 1).collect();
-    let transfer: Vec<&Swap> = alone.iter().copied().filter(|swap| swap.way == "transfer").collect();
-    let of = |swaps: &[&Swap], what: fn(&Swap) -> f64| Figures::of(swaps.iter().map(|swap| what(swap)));
-    let host = |swap: &Swap| swap.host_blackout_ms.unwrap_or(0.0);
-    let floor = |fits: &dyn Fn(&Floor) -> bool| {
-        Figures::of(measured.floors.iter().filter(|floor| fits(floor)).map(|floor| floor.host_blackout_ms))
-    };
-    let floor_guest = Figures::of(
-        measured.floors.iter().filter(|floor| floor.way == "transfer").map(|floor| floor.guest_blackout_ms),
-    );
-    let part = |swaps: &[&Swap], floor: Figures| {
-        json!({
-            "host_blackout_ms": of(swaps, host), "guest_blackout_ms": of(swaps, |swap| swap.guest_blackout_ms),
-            "tcp_gap_ms": of(swaps, |swap| swap.tcp_gap_ms), "floor_ms": floor,
-        })
-    };
-    let mut by_memory = BTreeMap::new();
-    for memory in alone.iter().map(|swap| swap.memory_mib) {
-        let these: Vec<&Swap> = transfer.iter().copied().filter(|swap| swap.memory_mib == memory).collect();
-        let floor = floor(&|floor| floor.memory_mib == memory && floor.way == "transfer");
-        by_memory.insert(format!("{memory:>4} MiB"), part(&these, floor));
-    }
-    let mut by_way = BTreeMap::new();
-    for way in ["transfer", "file"] {
-        let these: Vec<&Swap> = alone.iter().copied().filter(|swap| swap.way == way).collect();
-        by_way.insert(way, part(&these, floor(&|floor| floor.way == way)));
-    }
-    let mut by_vms = BTreeMap::new();
-    for company in measured.swaps.iter().map(|swap| swap.company) {
-        let these: Vec<&Swap> = measured
-            .swaps
-            .iter()
-            .filter(ended)
-            .filter(|swap| swap.company == company && swap.way == "transfer")
-            .collect();
-        by_vms.insert(format!("{} VMs, {} at once", company.0, company.1), part(&these, Figures::default()));
-    }
-    let sum = |what: fn(&Swap) -> u64| measured.swaps.iter().map(what).sum::<u64>();
-    let failed = measured.swaps.iter().filter(|swap| swap.host_blackout_ms.is_none()).map(|swap| &swap.outcome);
-    let (host_all, floor_all) = (of(&transfer, host), floor(&|floor| floor.way == "transfer"));
-    json!({
-        "host_blackout_ms": host_all,
-        "guest_blackout_ms": of(&transfer, |swap| swap.guest_blackout_ms),
-        "floor_ms": floor_all,
-        "floor_guest_blackout_ms": floor_guest,
-        "tcp_gap_ms": of(&transfer, |swap| swap.tcp_gap_ms),
-        "udp_gap_ms": of(&transfer, |swap| swap.udp_gap_ms),
-        "undisturbed_gap_ms": Figures::of(measured.quiet.iter().map(|quiet| quiet.tcp_gap_ms)),
-        "undisturbed_sample_gap_ms": Figures::of(measured.quiet.iter().map(|quiet| quiet.sample_gap_ms)),
-        "clock_error_ms": Figures::of(measured.swaps.iter().filter(ended).map(|swap| swap.clock_error_ms.abs())),
-        "clock_known_to_ms": Figures::of(measured.swaps.iter().filter(ended).map(|swap| swap.clock_known_to_ms)),
-        "retransmission_timeouts": sum(|swap| swap.guest_timeouts + swap.host_timeouts),
-        "retransmission_timeouts_of_guests": sum(|swap| swap.guest_timeouts),
-        "packets_lost": sum(|swap| swap.packets_lost),
-        "reconnects": sum(|swap| swap.reconnects),
-        "memory_broken": measured.broken_memory,
-        "disk_broken": measured.broken_disk + measured.swaps.iter().map(|swap| swap.disk_errors).max().unwrap_or(0),
-        "boot_id_changed": measured.swaps.iter().filter(|swap| !swap.boot_id_kept).count(),
-        "leaked": measured.leaked,
-        "failed": failed.collect::<Vec<_>>(),
-        "downgrade_refused": measured.down,
-        "by_memory": by_memory,
-        "by_vms": by_vms,
-        "by_way": by_way,
-        "promises": promises(measured, &transfer, host_all, floor_all),
-        "notes": measured.notes,
-    })
-}
-
-/// Each promise with what was found; `null` where the run does not tell.
-fn promises(measured: &Measured, transfer: &[&Swap], host: Figures, floor: Figures) -> Value {
-    let ratio = |a: Option<f64>, b: Option<f64>| Some((a? / b? * 100.0).round() / 100.0);
-    let median = |fits: &dyn Fn(&Swap) -> bool| {
-        Figures::of(transfer.iter().filter(|swap| fits(swap)).filter_map(|swap| swap.host_blackout_ms)).median
-    };
-    let company = |together: bool| {
-        let these =
-            measured.swaps.iter().filter(|s| s.company.0 > 1 && (s.company.1 > 1) == together && s.way == "transfer");
-        Figures::of(these.filter_map(|swap| swap.host_blackout_ms))
-    };
-    let guest_over_host = transfer.iter().filter_map(|swap| Some(swap.guest_blackout_ms - swap.host_blackout_ms?));
-    let quiet = measured.quiet.iter().map(|quiet| quiet.tcp_gap_ms).fold(0.0, f64::max);
-    let tcp_over_guest = transfer.iter().map(|swap| swap.tcp_gap_ms - swap.guest_blackout_ms - quiet);
-    json!({
-        "host_blackout_to_floor": ratio(host.median, floor.median),
-        "host_blackout_to_floor_allowed": 1.2,
-        "guest_less_host_blackout_ms": Figures::of(guest_over_host),
-        "guest_less_host_blackout_allowed_ms": 5.0,
-        // What the same costs the guest where nobody looks after it: cold shadows of its memory, and one processor for all.
-        "guest_less_host_blackout_by_hand_ms": Figures::of(
-            measured.floors.iter().filter(|floor| floor.way == "transfer").map(|floor| floor.guest_blackout_ms - floor.host_blackout_ms)
-        ),
-        "tcp_gap_less_guest_blackout_and_quiet_ms": Figures::of(tcp_over_guest),
-        "tcp_gap_less_guest_blackout_and_quiet_allowed_ms": 0.0,
-        "large_memory_to_small": ratio(median(&|swap| swap.memory_mib == 2048), median(&|swap| swap.memory_mib == 256)),
-        "large_memory_to_small_allowed": 1.3,
-        "together_to_one_by_one": ratio(company(true).max, company(false).max),
-        "together_to_one_by_one_allowed": 1.5,
-    })
-}
-
-/// What of a plan somebody wants otherwise.
-#[derive(Debug, Clone, Default)]
-pub struct Wishes {
-    /// Swaps of each size.
-    pub swaps: Option<usize>,
-    /// Swaps of the first size, in a row.
-    pub in_a_row: Option<usize>,
-    /// How many VMs for the comparison of one and many; 0 for none.
-    pub many: Option<usize>,
-    /// Sizes such as `256x1`: memory in MiB and processors.
-    pub sizes: Vec<String>,
-}
-
-/// A plan from the words of a command.
-///
-/// # Errors
-/// Too few swaps to count leaks; a size that is none.
-pub fn plan(quick: bool, wishes: &Wishes) -> Result<Plan> {
-    let plan = if quick { Plan::quick() } else { Plan::full() };
-    for (option, count) in [("--swaps", wishes.swaps), ("--in-a-row", wishes.in_a_row)] {
-        if let Some(count) = count.filter(|count| *count < 4) {
-            bail!("{option} {count}: use 4 or more; two warm up and the rest is measured");
-        }
-    }
-    let plan = wishes.swaps.map_or(plan.clone(), |swaps| plan.with_swaps(swaps));
-    let sizes = wishes.sizes.iter().map(|text| size(text)).collect::<Result<Vec<_>>>()?;
-    Ok(Plan {
-        sizes: if sizes.is_empty() { plan.sizes } else { sizes },
-        in_a_row: wishes.in_a_row.unwrap_or(plan.in_a_row),
-        many: wishes.many.unwrap_or(plan.many),
-        ..plan
-    })
-}
-
-fn size(text: &str) -> Result<(u64, u32)> {
-    let parsed = text.split_once('x').and_then(|(mib, cpus)| Some((mib.parse().ok()?, cpus.parse().ok()?)));
-    match parsed {
-        Some((mib, cpus)) if mib >= 128 && cpus >= 1 => Ok((mib, cpus)),
-        _ => bail!("--sizes {text}: write memory in MiB (128 or more), an x, and processors, such as 256x1"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wishes_change_what_they_name_only() {
-        let wishes = Wishes { in_a_row: Some(100), sizes: vec!["512x2".to_owned()], ..Wishes::default() };
-        let plan = super::plan(true, &wishes).unwrap();
-        assert_eq!((plan.sizes, plan.in_a_row, plan.many, plan.swaps), (vec![(512, 2)], 100, 3, 6));
-        for size in ["512", "x1", "64x1", "512x0"] {
-            let wishes = Wishes { sizes: vec![size.to_owned()], ..Wishes::default() };
-            assert!(super::plan(true, &wishes).is_err(), "{size}");
-        }
-    }
-
-    #[test]
-    fn a_run_without_any_swap_has_every_key_and_no_number() {
-        let summary = summary(&Measured::default());
-        for key in
-            ["host_blackout_ms", "guest_blackout_ms", "floor_ms", "tcp_gap_ms", "undisturbed_gap_ms", "clock_error_ms"]
-        {
-            assert_eq!(summary[key]["median"], Value::Null, "{key}");
-        }
-        for key in ["retransmission_timeouts", "packets_lost", "memory_broken", "disk_broken", "boot_id_changed"] {
-            assert_eq!(summary[key], 0, "{key}");
-        }
-        assert!(summary["by_memory"].is_object() && summary["by_vms"].is_object());
-    }
-
-    #[test]
-    fn too_few_swaps_are_refused() {
-        let swaps = |count| Wishes { swaps: Some(count), ..Wishes::default() };
-        assert!(plan(true, &swaps(3)).is_err());
-        assert_eq!(plan(true, &swaps(4)).unwrap().in_a_row, 4);
-        assert_eq!(plan(false, &Wishes::default()).unwrap().in_a_row, 100);
     }
 }
