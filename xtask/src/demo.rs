@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use guests::Member;
-use story::Story;
+use story::{Part, Story};
 
 /// How long guests are warned, in seconds: long enough to be seen to run out, short enough to be waited for.
 const NOTICE: u32 = 15;
@@ -44,14 +44,14 @@ struct Line {
 pub(crate) fn run(hosts: usize, keep: bool) -> Result<()> {
     ensure!((2..=4).contains(&hosts), "{hosts} hosts: use 2 to 4, each has an update domain of its own");
     let story = Story::begin();
-    story.say(&format!(
-        "{hosts} virtual hosts and one beside them: real Debian, two QEMU versions, two kernels, KVM inside"
-    ));
+    let what =
+        format!("{hosts} virtual hosts and one beside them: real Debian, two QEMU versions, two kernels, KVM inside");
+    story.part(Part::Hosts, &what);
     let lab = Lab::up(&spec(hosts)).context("bring the hosts up")?;
-    story.say("a controller on host1; the hosts join it");
+    story.part(Part::Join, "a controller on host1; the hosts join it");
     let mut fleet = Fleet::form(lab, hosts)?;
     let peer_number = hosts + 1;
-    story.say("VMs: one of the set `web` on each host, and one alone with the profile of Windows");
+    story.part(Part::Vms, "VMs: one of the set `web` on each host, and one alone with the profile of Windows");
     fleet.json(&format!("set create web --update-domains {hosts} --recovery 0"))?;
     let members = guests::start(&fleet, hosts, peer_number)?;
     println!("{}", fleet.controller().run("fermata fleet list")?);
@@ -63,11 +63,12 @@ pub(crate) fn run(hosts: usize, keep: bool) -> Result<()> {
     ];
     let kernels = kernels(&fleet)?;
     let mut lines = Vec::new();
-    for (name, title, file) in updates {
-        story.say(&format!("rollout `{name}`: {title} under every VM, one update domain at a time"));
+    for (number, (name, title, file)) in updates.into_iter().enumerate() {
+        let what = format!("rollout `{name}`: {title} under every VM, one update domain at a time");
+        story.part(Part::Rollout(number), &what);
         lines.extend(rollout(&story, &fleet, &members, name, &file)?);
     }
-    story.say("what each VM felt");
+    story.part(Part::Felt, "what each VM felt");
     for (host, before) in fleet.hosts().iter().zip(&kernels) {
         println!("kernel of {}: {before} -> {}", host.name, host.run("uname -r")?.trim());
     }

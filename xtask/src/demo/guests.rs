@@ -1,6 +1,8 @@
 //! The VMs of the demo, and the programs in them.
 
-use anyhow::{Context, Result, bail};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, bail};
 use fermata_lab::{
     Host,
     fleet::Fleet,
@@ -22,6 +24,18 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn host<'a>(&self, fleet: &'a Fleet) -> &'a Host {
         &fleet.lab.hosts()[self.at]
+    }
+
+    /// Brings it to life.
+    fn start(&self, fleet: &Fleet, peer: usize) -> Result<()> {
+        let (host, last) = (self.host(fleet), self.guest.last);
+        // The other end of its connections knows the way back.
+        fleet.lab.host(peer).run(&format!("ip route replace 10.77.0.{last}/32 via 10.88.0.{}", self.at + 1))?;
+        self.guest.create(host)?;
+        self.guest.start(host)?;
+        let approve = if self.guest.name == "web-1" { "approve" } else { "" };
+        self.run(fleet, &format!("fermata-probe watch-events /run/seen 1000 {approve} >/dev/null 2>&1 &"))?;
+        Ok(())
     }
 
     /// Runs a script in it, through the guest agent: nothing that could be lost with its network.
@@ -58,29 +72,30 @@ impl Member {
     }
 }
 
-/// Starts all VMs, with a program in each that watches for events.
+/// How often a probe looks at its clock and sends: an emulated processor has others to serve, and pauses last longer than this.
+const PACE: &str = "fermata.sample_us=20000 fermata.beat_us=20000";
+
+/// Starts all VMs side by side, with a program in each that watches for events.
 pub(super) fn start(fleet: &Fleet, hosts: usize, peer: usize) -> Result<Vec<Member>> {
-    let mut members = Vec::new();
-    for at in 0..=hosts {
-        let alone = at == hosts;
-        let (name, at) = if alone { ("alone".to_owned(), hosts - 1) } else { (format!("web-{}", at + 1), at) };
-        let last = u8::try_from(11 + members.len())?;
-        let mut guest = Guest::new(&name, last).sized(192, 1);
-        guest.cmdline = format!("fermata.memory=32 fermata.sample_us=20000 fermata.target=10.88.0.{peer}:7070");
-        guest.extra = if alone {
-            "os = \"windows\"\n".to_owned()
-        } else {
-            format!("availability_set = {{ name = \"web\", update_domain = {at} }}\n")
-        };
-        let member = Member { guest, at };
-        // The other end of its connections knows the way back.
-        fleet.lab.host(peer).run(&format!("ip route replace 10.77.0.{last}/32 via 10.88.0.{}", at + 1))?;
-        member.guest.create(member.host(fleet))?;
-        member.guest.start(member.host(fleet))?;
-        let approve = if name == "web-1" { "approve" } else { "" };
-        member.run(fleet, &format!("fermata-probe watch-events /run/seen 1000 {approve} >/dev/null 2>&1 &"))?;
-        members.push(member);
-    }
+    let members: Vec<Member> = (0..=hosts)
+        .map(|number| {
+            let alone = number == hosts;
+            let (name, at) =
+                if alone { ("alone".to_owned(), hosts - 1) } else { (format!("web-{}", number + 1), number) };
+            let mut guest = Guest::new(&name, u8::try_from(11 + number)?).sized(192, 1);
+            guest.cmdline = format!("fermata.memory=32 {PACE} fermata.target=10.88.0.{peer}:7070");
+            guest.extra = if alone {
+                "os = \"windows\"\n".to_owned()
+            } else {
+                format!("availability_set = {{ name = \"web\", update_domain = {at} }}\n")
+            };
+            Ok(Member { guest, at })
+        })
+        .collect::<Result<_>>()?;
+    thread::scope(|scope| {
+        let starting: Vec<_> = members.iter().map(|member| scope.spawn(|| member.start(fleet, peer))).collect();
+        starting.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow!("a VM's start panicked"))?)
+    })?;
     let count = members.len();
     fleet.await_json("fleet list", "all VMs are reported", |all| {
         let hosts = all.as_object().into_iter().flat_map(|all| all.values());

@@ -1,5 +1,6 @@
 //! What is told while it happens: one line per change, with the time since the beginning.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -7,18 +8,49 @@ use anyhow::Result;
 use fermata_lab::fleet::Fleet;
 use serde_json::Value;
 
-/// The whole demo has an idea of how long it takes: so many seconds on two cores under emulation.
-const FORECAST: Duration = Duration::from_secs(720);
+/// The parts of the demo, and how long they took when they were measured last, in seconds: two cores under emulation, everything built.
+const PARTS: [u64; 6] = [48, 5, 38, 96, 266, 7];
+
+/// Which part begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    Hosts,
+    Join,
+    Vms,
+    Rollout(usize),
+    Felt,
+}
+
+impl Part {
+    const fn number(self) -> usize {
+        match self {
+            Self::Hosts => 0,
+            Self::Join => 1,
+            Self::Vms => 2,
+            Self::Rollout(number) => 3 + number,
+            Self::Felt => PARTS.len() - 1,
+        }
+    }
+}
 
 pub(super) struct Story {
     began: Instant,
+    /// When the hosts were up: what comes before is mostly building, which takes what it takes.
+    up: OnceCell<Duration>,
 }
 
 impl Story {
     pub(super) fn begin() -> Self {
-        let story = Self { began: Instant::now() };
-        eprintln!("[   0 s] about {} minutes from here without hardware virtualisation", FORECAST.as_secs() / 60);
-        story
+        Self { began: Instant::now(), up: OnceCell::new() }
+    }
+
+    /// Says that a part begins, and about how long it is to the end.
+    pub(super) fn part(&self, part: Part, what: &str) {
+        let (elapsed, number) = (self.elapsed(), part.number());
+        let since_up = if number == 0 { Duration::ZERO } else { elapsed - *self.up.get_or_init(|| elapsed) };
+        let left = left(number, since_up).as_secs().div_ceil(60);
+        let built = if number == 0 { " once everything is built" } else { "" };
+        self.say(&format!("{what} (about {left} min to the end{built})"));
     }
 
     pub(super) fn elapsed(&self) -> Duration {
@@ -52,10 +84,34 @@ impl Story {
     }
 }
 
+/// What the parts from this one on take, as quick or slow as those between were: `since_up` is how long those took.
+fn left(number: usize, since_up: Duration) -> Duration {
+    let usual: u64 = PARTS.iter().take(number).skip(1).sum();
+    let rest: u64 = PARTS.iter().skip(number).sum();
+    // Joining alone tells nothing about the rest.
+    let pace = if number > 2 { since_up.as_secs_f64() / Duration::from_secs(usual).as_secs_f64() } else { 1.0 };
+    Duration::from_secs(rest).mul_f64(pace.clamp(0.1, 10.0))
+}
+
 /// Where a host stands, and what it waits for.
 fn line(host: &Value) -> String {
     let phase = host["phase"]["is"].as_str().unwrap_or("-").replace('_', " ");
     let wait = &host["wait"];
     let why = wait.as_str().map_or_else(|| wait["is"].as_str().unwrap_or_default().replace('_', " "), str::to_owned);
     if why.is_empty() { phase } else { format!("{phase} ({why})") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_forecast_follows_the_pace_of_this_machine() {
+        let seconds = |parts: &[u64]| Duration::from_secs(parts.iter().sum());
+        assert_eq!(left(0, Duration::ZERO), seconds(&PARTS));
+        assert_eq!(left(1, Duration::ZERO), seconds(&PARTS[1..]));
+        let usual = seconds(&PARTS[1..3]);
+        assert_eq!(left(3, 2 * usual), 2 * seconds(&PARTS[3..]));
+        assert_eq!(left(3, usual / 2), seconds(&PARTS[3..]) / 2);
+    }
 }
