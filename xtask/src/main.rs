@@ -133,6 +133,12 @@ enum Bench {
         /// One and four VMs, few changes: about twenty minutes.
         #[arg(long)]
         quick: bool,
+        /// How many VMs of how many MiB together on the host, one company after the other, such as `1x256,8x256`.
+        #[arg(long, value_delimiter = ',')]
+        companies: Vec<String>,
+        /// Changes of the kernel with each company.
+        #[arg(long)]
+        changes: Option<usize>,
     },
 }
 
@@ -234,8 +240,9 @@ fn run() -> Result<()> {
         Task::Bench(Bench::Swap { quick, swaps, in_a_row, many, sizes }) => {
             bench::run(&plan::plan(quick, &plan::Wishes { swaps, in_a_row, many, sizes })?)
         }
-        Task::Bench(Bench::Kexec { quick }) => {
-            kexecs::bench::run(&if quick { kexecs::bench::Plan::quick() } else { kexecs::bench::Plan::full() })
+        Task::Bench(Bench::Kexec { quick, companies, changes }) => {
+            let plan = if quick { kexecs::bench::Plan::quick() } else { kexecs::bench::Plan::full() };
+            kexecs::bench::run(&plan.wished(&companies, changes)?)
         }
         Task::Faults(Faults::Swap { short, step, fault, go_on, minutes }) => {
             let (steps, all) =

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -61,6 +61,32 @@ impl Plan {
     #[must_use]
     pub fn quick() -> Self {
         Self { companies: vec![(1, 256), (4, 256)], changes: 2, floors: 2, limit: Duration::from_secs(40 * 60) }
+    }
+
+    /// With other companies, such as `8x256`: so many VMs of so many MiB; and so many changes of the kernel with each.
+    ///
+    /// # Errors
+    /// A company that is none; no change at all.
+    pub fn wished(self, companies: &[String], changes: Option<usize>) -> Result<Self> {
+        let companies = companies.iter().map(|text| company(text)).collect::<Result<Vec<_>>>()?;
+        if changes == Some(0) {
+            bail!("--changes 0: use 1 or more");
+        }
+        Ok(Self {
+            companies: if companies.is_empty() { self.companies } else { companies },
+            changes: changes.unwrap_or(self.changes),
+            ..self
+        })
+    }
+}
+
+fn company(text: &str) -> Result<(usize, u64)> {
+    let parsed = text.split_once('x').and_then(|(vms, mib)| Some((vms.parse().ok()?, mib.parse().ok()?)));
+    match parsed {
+        Some((vms, mib)) if (1..=16).contains(&vms) && mib >= 128 => Ok((vms, mib)),
+        _ => bail!(
+            "--companies {text}: write how many VMs (1 to 16), an x, and MiB of each (128 or more), such as 8x256"
+        ),
     }
 }
 
@@ -338,6 +364,17 @@ mod tests {
         let (host_blackout_ms, ratio) = (Some(19_900.0), Some(ratio));
         let (to, outcome) = ("backports".to_owned(), "done".to_owned());
         Jump { vms: 2, memory_mib: 256, to, outcome, host_blackout_ms, ratio, felt, acts_ms }
+    }
+
+    #[test]
+    fn wishes_change_what_they_name_only() {
+        let plan = Plan::quick().wished(&["8x256".to_owned()], None).unwrap();
+        assert_eq!((plan.companies, plan.changes), (vec![(8, 256)], Plan::quick().changes));
+        assert_eq!(Plan::full().wished(&[], Some(3)).unwrap().companies, Plan::full().companies);
+        for company in ["8", "0x256", "17x256", "1x64", "x"] {
+            assert!(Plan::quick().wished(&[company.to_owned()], None).is_err(), "{company}");
+        }
+        assert!(Plan::quick().wished(&[], Some(0)).is_err());
     }
 
     #[test]
