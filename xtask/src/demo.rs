@@ -74,7 +74,7 @@ pub(crate) fn run(hosts: usize, keep: bool) -> Result<()> {
     }
     table(&lines);
     for member in &members {
-        println!("{} saw: {}", member.guest.name, member.saw(&fleet)?);
+        println!("{} saw: {}", member.guest.name, member.saw(&fleet, &story)?);
     }
     let kept = |line: &Line| line.felt.boot_id_kept && line.felt.memory_errors == 0 && line.felt.reconnects == 0;
     let broken: Vec<&str> = lines.iter().filter(|line| !kept(line)).map(|line| line.felt.vm.as_str()).collect();
@@ -123,7 +123,7 @@ fn rollout(story: &Story, fleet: &Fleet, members: &[Member], name: &'static str,
     let before = guests::before(fleet, members)?;
     let boots = fleet.hosts().iter().map(Host::boot_id).collect::<Result<Vec<_>>>()?;
     fleet.json(&format!("rollout start {name} --reason demo"))?;
-    story.follow(fleet, name)?;
+    story.follow(fleet, name, members)?;
     if name == KERNEL {
         // VMs come first: a rollout is over before the rest of the last host is up.
         for (host, boot) in fleet.hosts().iter().zip(&boots) {

@@ -12,7 +12,7 @@ use fermata_lab::{
 use fermata_probe::metadata::Sighting;
 use serde_json::Value;
 
-use super::Line;
+use super::{Line, story::Story};
 
 /// A VM and where it is.
 pub(super) struct Member {
@@ -44,31 +44,32 @@ impl Member {
         self.host(fleet).run(&format!("fermata-probe inside {socket} 30 '{script}'"))
     }
 
-    /// What its program saw of Scheduled Events, in order.
-    pub(super) fn saw(&self, fleet: &Fleet) -> Result<String> {
+    /// Where it belongs, as an operator would say it.
+    pub(super) fn domain(&self) -> String {
+        match self.guest.name.strip_prefix("web-") {
+            Some(_) => format!("set web, update domain {}", self.at),
+            None => "no set".to_owned(),
+        }
+    }
+
+    /// What its program saw of Scheduled Events, in order, and when by the guest's clock.
+    pub(super) fn saw(&self, fleet: &Fleet, story: &Story) -> Result<String> {
         let text = self.run(fleet, "cat /run/seen")?;
-        let mut saw: Vec<String> = Vec::new();
+        let (mut last, mut saw) = (String::new(), Vec::new());
         for line in text.lines() {
             let sighting: Sighting = serde_json::from_str(line).with_context(|| format!("read {line}"))?;
             let Ok(answer) = sighting.seen else { continue };
             let document: Value = serde_json::from_str(&answer.body).unwrap_or_default();
-            let events = document["Events"].as_array().cloned().unwrap_or_default();
-            let words: Vec<String> = events
-                .iter()
-                .map(|event| {
-                    format!(
-                        "{} {}",
-                        event["EventType"].as_str().unwrap_or("-"),
-                        event["EventStatus"].as_str().unwrap_or("-")
-                    )
-                })
-                .collect();
+            let word = |event: &Value, key: &str| event[key].as_str().unwrap_or("-").to_owned();
+            let one = |event: &Value| format!("{} {}", word(event, "EventType"), word(event, "EventStatus"));
+            let words: Vec<String> = document["Events"].as_array().into_iter().flatten().map(one).collect();
             let now = if words.is_empty() { "nothing".to_owned() } else { words.join(" and ") };
-            if saw.last() != Some(&now) {
-                saw.push(now);
+            if last != now {
+                saw.push(format!("{now} at {:.0} s", story.since_begin(sighting.wall_ms)));
+                last = now;
             }
         }
-        Ok(saw.join(", then "))
+        Ok(saw.join(", "))
     }
 }
 
@@ -131,7 +132,7 @@ pub(super) fn since(fleet: &Fleet, members: &[Member], before: &[Before], rollou
 }
 
 /// The longest pause of a VM by the rollout's report, in milliseconds.
-fn told(report: &Value, host: &str, vm: &str) -> Option<f64> {
+pub(super) fn told(report: &Value, host: &str, vm: &str) -> Option<f64> {
     let visits = report["measured"][host].as_array()?;
     let maintenances = visits.iter().filter_map(|visit| visit["maintenances"].as_array()).flatten();
     let vms = maintenances.filter_map(|one| one["vms"].as_array()).flatten().filter(|told| told["vm"] == vm);

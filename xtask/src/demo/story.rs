@@ -1,12 +1,14 @@
 //! What is told while it happens: one line per change, with the time since the beginning.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use fermata_lab::fleet::Fleet;
 use serde_json::Value;
+
+use super::guests::{self, Member};
 
 /// The parts of the demo, and how long they took when they were measured last, in seconds: two cores under emulation, everything built.
 const PARTS: [u64; 6] = [48, 5, 38, 96, 266, 7];
@@ -35,13 +37,22 @@ impl Part {
 
 pub(super) struct Story {
     began: Instant,
+    /// The same on the wall clock, in milliseconds since 1970.
+    began_wall_ms: f64,
     /// When the hosts were up: what comes before is mostly building, which takes what it takes.
     up: OnceCell<Duration>,
 }
 
 impl Story {
     pub(super) fn begin() -> Self {
-        Self { began: Instant::now(), up: OnceCell::new() }
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { began: Instant::now(), began_wall_ms: wall.as_secs_f64() * 1e3, up: OnceCell::new() }
+    }
+
+    /// The second of this story in which a clock showed that time (milliseconds since 1970).
+    #[expect(clippy::cast_precision_loss, reason = "53 bits hold milliseconds since 1970")]
+    pub(super) fn since_begin(&self, wall_ms: u64) -> f64 {
+        (wall_ms as f64 - self.began_wall_ms) / 1e3
     }
 
     /// Says that a part begins, and about how long it is to the end.
@@ -61,8 +72,9 @@ impl Story {
         eprintln!("[{:>4.0} s] {what}", self.began.elapsed().as_secs_f64());
     }
 
-    /// Follows a rollout to its end: the phase of each host, and why one waits, whenever it changes.
-    pub(super) fn follow(&self, fleet: &Fleet, name: &str) -> Result<()> {
+    /// Follows a rollout to its end: the phase of each host, and why one waits, whenever it changes; and how long its VMs
+    /// stood as soon as a host is done.
+    pub(super) fn follow(&self, fleet: &Fleet, name: &str, members: &[Member]) -> Result<()> {
         let mut known = BTreeMap::new();
         let mut asked = Instant::now();
         fleet.watch_json(&format!("rollout explain {name}"), "the rollout ends", |all| {
@@ -73,15 +85,37 @@ impl Story {
             let hosts = all.as_array()?;
             for host in hosts {
                 let is = line(host);
-                let host = host["host"].as_str().unwrap_or("-").to_owned();
-                if known.insert(host.clone(), is.clone()).as_ref() != Some(&is) {
-                    self.say(&format!("  {host}: {is}"));
+                let host_name = host["host"].as_str().unwrap_or("-").to_owned();
+                if known.insert(host_name.clone(), is.clone()).as_ref() == Some(&is) {
+                    continue;
+                }
+                let here: Vec<&Member> = members.iter().filter(|m| m.host(fleet).name == host_name).collect();
+                self.say(&format!("  {host_name} ({}): {is}", domains(&here)));
+                if host["phase"]["is"] == "done" {
+                    self.say_pauses(fleet, name, &host_name, &here);
                 }
             }
             hosts.iter().all(|host| host["phase"]["is"] == "done").then_some(())
         })?;
         fleet.phase(name, "completed").map(drop)
     }
+
+    /// What the host measured; a controller that does not answer just now says it in the report at the end.
+    fn say_pauses(&self, fleet: &Fleet, name: &str, host: &str, members: &[&Member]) {
+        let Ok(report) = fleet.json(&format!("rollout report {name}")) else { return };
+        for member in members {
+            if let Some(ms) = guests::told(&report, host, &member.guest.name) {
+                self.say(&format!("    {} stood for {ms:.0} ms", member.guest.name));
+            }
+        }
+    }
+}
+
+/// The domains of a host's VMs, each once.
+fn domains(members: &[&Member]) -> String {
+    let all: BTreeSet<String> = members.iter().map(|member| member.domain()).collect();
+    // The set first.
+    all.into_iter().rev().collect::<Vec<_>>().join("; ")
 }
 
 /// What the parts from this one on take, as quick or slow as those between were: `since_up` is how long those took.
