@@ -9,10 +9,10 @@ use crate::command;
 /// The Debian release inside virtual hosts and guests.
 pub const SUITE: &str = "trixie";
 
-/// Lines for a `sources.list` of [`SUITE`], its updates and its backports.
+/// Lines for a `sources.list` of [`SUITE`], its updates, its backports and its security updates.
 ///
 /// # Errors
-/// apt knows no Debian package source.
+/// apt knows no Debian package source, or none of security updates: the lab's older QEMU is from there (`docs/adr/0015`).
 pub fn sources() -> Result<Vec<String>> {
     let format = "$(SITE)\t$(REPO_URI)\t$(ORIGIN)\t$(LABEL)\t$(COMPONENT)\t$(RELEASE)\t$(SOURCESENTRY)";
     let targets = |()| {
@@ -36,9 +36,13 @@ pub fn sources() -> Result<Vec<String>> {
         .iter()
         .map(|suite| format!("deb {}{uri} {suite} main", options(&entry)))
         .collect();
-    if let Some((uri, entry)) = found.security {
-        lines.push(format!("deb {}{uri} {SUITE}-security main", options(&entry)));
-    }
+    let Some((uri, entry)) = found.security else {
+        bail!(
+            "apt knows no source of Debian's security updates, and the QEMU 10.0 outside of it cannot hand a VM to another version; add \
+             your release's security suite to /etc/apt/sources.list.d and run `apt-get update`"
+        );
+    };
+    lines.push(format!("deb {}{uri} {SUITE}-security main", options(&entry)));
     Ok(lines)
 }
 

@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use fermata_lab::fleet::Fleet;
 use serde_json::Value;
 
@@ -77,26 +77,30 @@ impl Story {
     pub(super) fn follow(&self, fleet: &Fleet, name: &str, members: &[Member]) -> Result<()> {
         let mut known = BTreeMap::new();
         let mut asked = Instant::now();
-        fleet.watch_json(&format!("rollout explain {name}"), "the rollout ends", |all| {
-            if asked.elapsed() > Duration::from_secs(12) {
-                self.say("the controller answers again");
-            }
-            asked = Instant::now();
-            let hosts = all.as_array()?;
-            for host in hosts {
-                let is = line(host);
-                let host_name = host["host"].as_str().unwrap_or("-").to_owned();
-                if known.insert(host_name.clone(), is.clone()).as_ref() == Some(&is) {
-                    continue;
+        fleet
+            .watch_json(&format!("rollout explain {name}"), "the rollout ends", |all| {
+                if asked.elapsed() > Duration::from_secs(12) {
+                    self.say("the controller answers again");
                 }
-                let here: Vec<&Member> = members.iter().filter(|m| m.host(fleet).name == host_name).collect();
-                self.say(&format!("  {host_name} ({}): {is}", domains(&here)));
-                if host["phase"]["is"] == "done" {
-                    self.say_pauses(fleet, name, &host_name, &here);
+                asked = Instant::now();
+                let hosts = all.as_array()?;
+                for host in hosts {
+                    let is = line(host);
+                    let host_name = host["host"].as_str().unwrap_or("-").to_owned();
+                    if known.insert(host_name.clone(), is.clone()).as_ref() == Some(&is) {
+                        continue;
+                    }
+                    let here: Vec<&Member> = members.iter().filter(|m| m.host(fleet).name == host_name).collect();
+                    self.say(&format!("  {host_name} ({}): {is}", domains(&here)));
+                    if host["phase"]["is"] == "done" {
+                        self.say_pauses(fleet, name, &host_name, &here);
+                    }
                 }
-            }
-            hosts.iter().all(|host| host["phase"]["is"] == "done").then_some(())
-        })?;
+                let failed = hosts.iter().find(|host| host["phase"]["is"] == "failed").map(ToString::to_string);
+                let over = hosts.iter().all(|host| host["phase"]["is"] == "done");
+                failed.map(Err).or(over.then_some(Ok(())))
+            })?
+            .map_err(|failed| anyhow!("rollout `{name}` failed: {failed}"))?;
         fleet.phase(name, "completed").map(drop)
     }
 
