@@ -16,12 +16,14 @@
 //! a file system that others must mount first, or that names programs or units of its own, comes up in one step; one whose VMs' disks are
 //! elsewhere leaves out the first.
 //!
-//! Going over to the next step is a restart of the agent like any other: it ends, and the one that comes goes on by the journal.
+//! Going over to the next step is a restart of the agent like any other: it ends, and the one that comes goes on by the journal. Guests that
+//! run are answered all along: by a metadata service that the first agent starts ([`metadata`]), then by the host's own.
 
 pub(crate) mod ahead;
 pub(crate) mod init;
 mod log;
 mod mapped;
+mod metadata;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -167,6 +169,7 @@ async fn end() {
     while !on_their_way().is_empty() && tokio::time::Instant::now() < until {
         tokio::time::sleep(LOOK).await;
     }
+    metadata::begin().await;
     if let Err(error) = kill_process(getpid(), Signal::TERM) {
         tracing::error!(%error, "this agent cannot end itself; the first program does after a minute");
     }
@@ -191,6 +194,7 @@ pub(crate) fn arrives(vm: &VmName) {
 pub(crate) fn let_others_start_soon() {
     if !SOON.swap(true, Ordering::Relaxed) && is_asked_for() {
         tokio::spawn(async {
+            metadata::begin().await;
             tokio::time::sleep(if is_alone() { FOR_CLOCKS_ALONE } else { FOR_CLOCKS }).await;
             let_others_start("no VM stands; clocks are still being put right");
         });

@@ -8,9 +8,30 @@ use fermata_imds::control::{Call, ControlClient, Simulated};
 use fermata_imds::daemon::{self, Options};
 use fermata_imds::fermata_events::{Action, Approver, EventId, EventKind, Input, UnixMs};
 use fermata_model::VmName;
+use fermata_vault::{confine::Confinement, seclude::seclude};
 use serde_json::Value;
 
 use crate::output;
+
+/// As many connections as `fermata-imds.service` may have.
+const FILES: u64 = 65_536;
+
+/// How it runs where there is no service manager yet.
+#[derive(Debug, Args)]
+pub(crate) struct First {
+    /// The folder of its control group.
+    #[arg(long)]
+    group: PathBuf,
+    /// Ids of user and group to run as, with a colon between.
+    #[arg(long, value_parser = crate::user_and_group)]
+    user: (u32, u32),
+    /// Folders that it may write.
+    #[arg(long)]
+    own: Vec<PathBuf>,
+    /// Its configuration; defaults when absent.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
 
 /// Where the metadata service takes orders.
 #[derive(Debug, Args)]
@@ -189,4 +210,20 @@ pub(crate) async fn serve(config: Option<&Path>) -> anyhow::Result<()> {
         Some(path) => Options::read(path)?,
     };
     daemon::run(options, None).await.context("the metadata service stopped")
+}
+
+/// The same before the host has a service manager, by what its agent decided.
+///
+/// # Errors
+/// It cannot be confined, or it stopped.
+pub(crate) fn serve_first(first: First) -> anyhow::Result<()> {
+    // As long as it may read it: the file is root's alone.
+    let options = first.config.as_deref().map_or_else(|| Ok(Options::default()), Options::read)?;
+    // Both before any other thread: they are a thread's own.
+    seclude(&first.own)?;
+    let (uid, gid) = first.user;
+    Confinement { group: first.group, uid, gid, groups: Vec::new(), files: FILES }.enter()?;
+    crate::start_log();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
+    runtime.block_on(daemon::run(options, None)).context("the metadata service stopped")
 }

@@ -66,6 +66,9 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// Run the metadata service before the host has a service manager (started by the agent, not by people).
+    #[command(hide = true)]
+    ImdsFirst(event::First),
     /// The controller of a fleet.
     #[command(subcommand)]
     Controller(cli::ControllerCommand),
@@ -165,6 +168,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::ManualPages { folder } => return manual::pages(folder),
         _ => {}
     }
+    let command = match command {
+        Command::ImdsFirst(first) => return event::serve_first(first),
+        other => other,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
     runtime.block_on(async {
         let client = Client::new(&socket);
@@ -214,7 +221,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 start_log();
                 dead_man.run().await
             }
-            Command::VmmExec { .. } | Command::Completions { .. } | Command::ManualPages { .. } => {
+            Command::VmmExec { .. }
+            | Command::ImdsFirst(_)
+            | Command::Completions { .. }
+            | Command::ManualPages { .. } => {
                 unreachable!("handled before the runtime starts")
             }
         }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::caller_of::{ByMark, CallerOf};
@@ -17,6 +18,9 @@ use crate::clock::SystemClock;
 use crate::service::{OpenError, Service, Settings};
 use crate::store::{SqliteStore, StoreError};
 use crate::{control, serve};
+
+/// Connections that wait to be taken up, as in `fermata-imds.socket`.
+const BACKLOG: i32 = 1_024;
 
 /// Where things are.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -104,6 +108,22 @@ fn inherited() -> Option<TcpListener> {
     TcpListener::from_std(listener).ok()
 }
 
+/// A listener for guests, for a service that may not open one itself. The address need not be there yet.
+///
+/// # Errors
+/// [`DaemonError::Listen`].
+pub fn listen(address: SocketAddr) -> Result<std::net::TcpListener, DaemonError> {
+    let open = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_freebind_v4(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    open().map_err(|source| DaemonError::Listen { address, source })
+}
+
 async fn guests(address: SocketAddr) -> Result<TcpListener, DaemonError> {
     if let Some(listener) = inherited() {
         return Ok(listener);
@@ -147,6 +167,17 @@ pub async fn run(options: Options, callers: Option<Arc<dyn CallerOf>>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listener_can_be_there_before_its_address() {
+        let here = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let again = listen(here.local_addr().unwrap()).unwrap_err();
+        assert!(again.to_string().contains("no other service"), "{again}");
+        assert_eq!(
+            listen(SocketAddr::from(([192, 0, 2, 1], 0))).unwrap().local_addr().unwrap().ip().to_string(),
+            "192.0.2.1"
+        );
+    }
 
     #[test]
     fn a_configuration_says_what_differs_and_nothing_unknown() {

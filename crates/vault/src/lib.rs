@@ -11,6 +11,7 @@
 //! | [`process`] | processes by pidfd: wait, kill for certain, take a descriptor out of one |
 //! | [`launch`] | start a program inside a unit with descriptors that the agent owns |
 //! | [`confine`] | group, user and limits for a program where no service manager gives them |
+//! | [`seclude`] | files that can be read only, but for its own, where no service manager sees to that |
 //! | [`relay`] | passes descriptors between two VMMs, and stops time just before the hand over |
 //! | [`locks`] | who holds an open-file-description lock on a file |
 //! | [`kvm`] | whether KVM works here, and the TSC frequency it gives guests |
@@ -28,6 +29,7 @@ pub mod locks;
 pub mod memory;
 pub mod process;
 pub mod relay;
+pub mod seclude;
 pub mod tap;
 pub mod tsc;
 
