@@ -23,7 +23,7 @@ pub(crate) mod ahead;
 pub(crate) mod init;
 mod log;
 mod mapped;
-mod metadata;
+pub(crate) mod metadata;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;

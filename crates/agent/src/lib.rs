@@ -151,6 +151,7 @@ pub async fn run_with(config: Config) -> Result<(), AgentError> {
             tracing::error!(error = chain(&error), "guests are not wired to the metadata service");
             events.vms_changed();
         }
+        first::metadata::listen();
         vms.set_events(events);
     }
 

@@ -2,7 +2,8 @@
 //! where processors are few.
 //!
 //! ```text
-//!  no VM stands ─► address taken ─► `fermata imds-first`: own folders alone writable, a user without privileges ─► answers guests
+//!  guests are wired ─► address taken: who asks waits
+//!  no VM stands ─► `fermata imds-first`: own folders alone writable, a user without privileges ─► answers guests
 //!                                       lives on when the agent ends and systemd comes
 //!  fermata-imds.socket, before it takes the address ─► kills the group, waits until it is empty ─► fermata-imds.service
 //! ```
@@ -15,13 +16,15 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use fermata_imds::daemon::{self, Options};
+use fermata_imds::daemon::{self, DaemonError, Options};
 use tokio::process::Command;
 
 use super::{ALONE, UNITS};
@@ -36,6 +39,24 @@ const GROUP: &str = "/sys/fs/cgroup/system.slice/fermata-imds-first.scope";
 const PRIVATE: &str = "private";
 
 static BEGUN: AtomicBool = AtomicBool::new(false);
+static LISTENER: Mutex<Option<TcpListener>> = Mutex::new(None);
+
+/// Takes the address, where the service will be started: a guest that runs while another one still stands waits for its answer instead
+/// of being turned away.
+pub(crate) fn listen() {
+    if super::is_alone() && is_enabled(&UNITS.map(Path::new)) {
+        match options().and_then(|options| daemon::listen(options.listen)) {
+            Ok(listener) => *LISTENER.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener),
+            // Tried once more at its start.
+            Err(error) => tracing::warn!(%error, "guests that ask now are turned away"),
+        }
+    }
+}
+
+fn options() -> Result<Options, DaemonError> {
+    let config = Path::new(CONFIG);
+    if config.exists() { Options::read(config) } else { Ok(Options::default()) }
+}
 
 /// Starts it, once, where the host has it. What keeps it from starting is in the log, and guests wait for the service manager's.
 pub(super) async fn begin() {
@@ -58,19 +79,23 @@ fn is_enabled(units: &[&Path]) -> bool {
 }
 
 fn start() -> io::Result<()> {
-    let config = Some(Path::new(CONFIG)).filter(|path| path.exists());
-    let options = config.map_or_else(|| Ok(Options::default()), Options::read).map_err(io::Error::other)?;
+    // Closed when anything fails, so that nobody waits in vain.
+    let listener = LISTENER.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let options = options().map_err(io::Error::other)?;
     let folder_of = |path: &Path| path.parent().map_or_else(PathBuf::new, Path::to_owned);
     let (state, run) = (folder_of(&options.state), folder_of(&options.control));
     let state = state.canonicalize().map_err(named(&state))?;
     let owner = state.metadata().map_err(named(&state))?;
     let run = make(&run, is_private(&state), (owner.uid(), owner.gid())).map_err(named(&run))?;
-    let listener: OwnedFd = daemon::listen(options.listen).map_err(io::Error::other)?.into();
+    let listener: OwnedFd =
+        listener.map_or_else(|| daemon::listen(options.listen), Ok).map_err(io::Error::other)?.into();
     fs::create_dir_all(GROUP).map_err(named(Path::new(GROUP)))?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("fermata").arg("imds-first").args(["--group", GROUP]);
     command.arg(format!("--user={}:{}", owner.uid(), owner.gid())).arg("--own").arg(state).arg("--own").arg(run);
-    command.args(config.map(|path| [OsStr::new("--config"), path.as_os_str()]).into_iter().flatten());
+    if Path::new(CONFIG).exists() {
+        command.args(["--config", CONFIG]);
+    }
     command.env_remove(ALONE).stdin(Stdio::from(listener)).stdout(Stdio::null());
     let mut child = command.spawn()?;
     // Collected here as long as this agent runs, by the first program afterwards.
