@@ -39,18 +39,15 @@ pub fn probe() -> Result<PathBuf> {
     stripped(&built, "fermata-probe")
 }
 
-/// The `fermata` program; `None` as long as the workspace has none.
+/// The `fermata` program.
 ///
 /// # Errors
 /// It does not compile.
-pub fn fermata() -> Result<Option<PathBuf>> {
-    if !paths::workspace().join("crates/fermata/Cargo.toml").is_file() {
-        return Ok(None);
-    }
+pub fn fermata() -> Result<PathBuf> {
     let step = Step::begin("build fermata");
     let built = build("fermata", "fermata")?;
     step.done();
-    stripped(&built, "fermata").map(Some)
+    stripped(&built, "fermata")
 }
 
 /// The `fermata` program as it is shipped: optimised, for whoever measures.

@@ -21,7 +21,7 @@ use crate::{
     host::{BOOT, Host},
     image::Image,
     machine::{Acceleration, Machine},
-    network, paths,
+    network, package, paths,
     payload::{self, Identity, Programs},
     prerequisites,
     process::Process,
@@ -57,8 +57,8 @@ impl Lab {
         spec.check()?;
         sweep()?;
         prerequisites::ensure()?;
-        let fermata = if spec.as_shipped { Some(artifact::fermata_optimised()?) } else { artifact::fermata()? };
-        let programs = Programs { probe: artifact::probe()?, fermata };
+        let fermata = if spec.as_shipped { artifact::fermata_optimised()? } else { artifact::fermata()? };
+        let programs = Programs { probe: artifact::probe()?, package: package::of(&fermata)? };
         let image = Image::ensure()?;
         let guests = guests::disk(&image, &programs.probe, spec.debian_guest)?;
         let switch = artifact::switch()?;
@@ -88,13 +88,11 @@ impl Lab {
             host.wait_ready(BOOT)?;
         }
         step.done();
-        if programs.fermata.is_some() && paths::workspace().join("packaging/tree").is_dir() {
-            let step = Step::begin("wait for the agents");
-            for (host, _) in lab.state.hosts.iter().zip(&spec.hosts).filter(|(_, spec)| !spec.bare) {
-                host.wait_agent_ready(Duration::from_secs(120))?;
-            }
-            step.done();
+        let step = Step::begin("wait for the agents");
+        for (host, _) in lab.state.hosts.iter().zip(&spec.hosts).filter(|(_, spec)| !spec.bare) {
+            host.wait_agent_ready(Duration::from_secs(120))?;
         }
+        step.done();
         Ok(lab)
     }
 

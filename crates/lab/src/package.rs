@@ -9,11 +9,11 @@
 //! Nothing is compiled in there and nothing is fetched; why debhelper, says `docs/adr/0080`.
 
 use std::{
-    fs,
+    fs::{self, File},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -42,10 +42,75 @@ const REVISION: u32 = 1;
 /// The version is none that Debian knows, the binary does not run here, a file cannot be written, or the builder fails; the error ends with
 /// its last words.
 pub fn make(binary: &Path, version: &str) -> Result<PathBuf> {
+    make_in(&paths::workspace().join("target/package"), binary, version)
+}
+
+/// The package of `binary` for hosts of labs: that of before when nothing in it has changed since.
+///
+/// # Errors
+/// As [`make`].
+pub fn of(binary: &Path) -> Result<PathBuf> {
+    let folder = paths::lab().join("packages");
+    fs::create_dir_all(&folder)?;
+    let lock = File::create(folder.join("lock"))?;
+    lock.lock()?;
+    let mut parts = vec![fs::read(binary).with_context(|| format!("read {}", binary.display()))?];
+    for part in INPUTS {
+        contents(&paths::workspace().join(part), &mut parts)?;
+    }
+    let identity = command::digest(parts);
+    let place = folder.join(&identity[..16]);
+    if let Some(found) = packages_in(&place)?.pop() {
+        File::open(&place)?.set_modified(SystemTime::now())?;
+        return Ok(found);
+    }
+    let made = make_in(&place, binary, VERSION)?;
+    forget_old(&folder)?;
+    Ok(made)
+}
+
+/// What a package is made of besides its binary.
+const INPUTS: [&str; 5] = ["packaging", "examples", "README.md", "CHANGELOG.md", "Cargo.lock"];
+/// Packages that are kept for labs: those of two binaries, in the state of this tree and of one before.
+const KEPT: usize = 4;
+
+/// Names and contents of files, in an order that is always the same.
+fn contents(path: &Path, parts: &mut Vec<Vec<u8>>) -> Result<()> {
+    parts.push(path.as_os_str().as_encoded_bytes().to_vec());
+    if path.is_symlink() {
+        parts.push(fs::read_link(path)?.into_os_string().into_encoded_bytes());
+    } else if path.is_dir() {
+        let mut inside: Vec<PathBuf> =
+            fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+        inside.sort();
+        inside.iter().try_for_each(|path| contents(path, parts))?;
+    } else {
+        parts.push(fs::read(path).with_context(|| format!("read {}", path.display()))?);
+    }
+    Ok(())
+}
+
+fn packages_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let inside = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    Ok(inside.into_iter().filter(|path| path.extension().is_some_and(|kind| kind == "deb")).collect())
+}
+
+/// All but those used last.
+fn forget_old(folder: &Path) -> Result<()> {
+    let entries = fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()?;
+    let used = |entry: &fs::DirEntry| entry.metadata().and_then(|meta| meta.modified()).ok();
+    let mut places: Vec<_> = entries.into_iter().filter(|entry| entry.path().is_dir()).collect();
+    places.sort_by_key(|entry| std::cmp::Reverse(used(entry)));
+    places.iter().skip(KEPT).try_for_each(|entry| Ok(fs::remove_dir_all(entry.path())?))
+}
+
+fn make_in(packages: &Path, binary: &Path, version: &str) -> Result<PathBuf> {
     ensure!(is_version(version), "version {version:?}: use digits, letters, '.', '+' and '~', beginning with a digit");
     prerequisites::ensure_packaging()?;
     let step = Step::begin(&format!("package fermata {version}"));
-    let packages = paths::workspace().join("target/package");
     // The builder leaves its results beside the folder it works in.
     let room = packages.join(format!("build-{}", std::process::id()));
     let work = room.join(format!("fermata-{version}"));
@@ -171,6 +236,26 @@ mod tests {
     fn versions_that_dpkg_would_refuse_are_refused() {
         assert!(["0.1.0", "0.1.0+2", "1.0~rc1"].into_iter().all(is_version));
         assert!(!["", "v1", "0.1 0", "0.1/../x", "0.1-1"].into_iter().any(is_version));
+    }
+
+    #[test]
+    fn whatever_is_in_a_package_is_in_its_identity() {
+        let place = tempfile::tempdir().unwrap();
+        let identity = || {
+            let mut parts = Vec::new();
+            contents(place.path(), &mut parts).unwrap();
+            command::digest(parts)
+        };
+        let empty = identity();
+        fs::create_dir(place.path().join("etc")).unwrap();
+        fs::write(place.path().join("etc/a"), "1").unwrap();
+        let first = identity();
+        assert_eq!(first, identity());
+        fs::write(place.path().join("etc/a"), "2").unwrap();
+        let changed = identity();
+        fs::rename(place.path().join("etc/a"), place.path().join("etc/b")).unwrap();
+        let all = [empty, first, changed, identity()];
+        assert!(all.iter().enumerate().all(|(at, one)| !all[..at].contains(one)), "{all:?}");
     }
 
     #[test]

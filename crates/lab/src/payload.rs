@@ -1,6 +1,7 @@
-//! What goes into a host without a new image: fermata and its units as a package would install them, keys, names, addresses.
+//! What goes into a host without a new image: fermata's package, keys, names, addresses.
 //!
-//! On the disk: 64 bytes of identity (a digest), zeros up to 64 KiB, then a tar. The host unpacks it when the identity is new.
+//! On the disk: 64 bytes of identity (a digest), zeros up to 64 KiB, then a tar. The host unpacks it when the identity is new, and installs
+//! the package before its first program starts.
 
 use std::{
     fs::{self, File},
@@ -14,13 +15,16 @@ use anyhow::{Context, Result};
 
 use crate::{command, image::Image, paths, spec::HostSpec};
 
+/// Where a host finds the package to install (`assets/host/initramfs-init`).
+const PACKAGE: &str = "var/lib/fermata-lab/fermata.deb";
+
 /// Programs that go into every host.
 #[derive(Debug, Clone)]
 pub struct Programs {
     /// The probe.
     pub probe: PathBuf,
-    /// `fermata`, once the workspace has it.
-    pub fermata: Option<PathBuf>,
+    /// The Debian package of fermata.
+    pub package: PathBuf,
 }
 
 /// Who a host is among the hosts of its lab.
@@ -49,14 +53,9 @@ impl Identity<'_> {
 pub fn write(disk: &Path, image: &Image, programs: &Programs, who: Identity<'_>, spec: &HostSpec) -> Result<()> {
     let mut tar = tar::Builder::new(Vec::new());
     tar.follow_symlinks(false);
-    let packaged = paths::workspace().join("packaging/tree");
-    if packaged.is_dir() && !spec.bare {
-        add_tree(&mut tar, &packaged, &packaged)?;
-        enable_units(&mut tar, &packaged.join("usr/lib/systemd/system"))?;
-    }
     add(&mut tar, "usr/local/bin/fermata-probe", 0o755, &fs::read(&programs.probe)?)?;
-    if let Some(fermata) = programs.fermata.as_ref().filter(|_| !spec.bare) {
-        add(&mut tar, "usr/bin/fermata", 0o755, &fs::read(fermata)?)?;
+    if !spec.bare {
+        add(&mut tar, PACKAGE, 0o644, &fs::read(&programs.package)?)?;
     }
     let keys = Keys::ensure()?;
     add(&mut tar, "root/.ssh/authorized_keys", 0o600, &fs::read(keys.client.with_extension("pub"))?)?;
@@ -120,56 +119,6 @@ fn add(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, content: &[u8]) -
     header.set_gid(0);
     header.set_mtime(0);
     tar.append_data(&mut header, path, content).with_context(|| format!("add {path} to the payload"))
-}
-
-fn add_tree(tar: &mut tar::Builder<Vec<u8>>, root: &Path, folder: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let mut entries: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let (path, kind) = (entry.path(), entry.file_type()?);
-        let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
-        if kind.is_dir() {
-            add_tree(tar, root, &path)?;
-        } else if kind.is_symlink() {
-            add_link(tar, &name, &fs::read_link(&path)?)?;
-        } else {
-            let mode = if entry.metadata()?.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 };
-            add(tar, &name, mode, &fs::read(&path)?)?;
-        }
-    }
-    Ok(())
-}
-
-/// Enables the units that ask for it, as a package does at its installation.
-fn enable_units(tar: &mut tar::Builder<Vec<u8>>, units: &Path) -> Result<()> {
-    for entry in fs::read_dir(units).with_context(|| format!("read {}", units.display()))? {
-        let (path, name) = {
-            let entry = entry?;
-            // A folder holds additions to a unit, which enable nothing.
-            if entry.file_type()?.is_dir() {
-                continue;
-            }
-            (entry.path(), entry.file_name())
-        };
-        let text = fs::read_to_string(&path)?;
-        for target in text.lines().filter_map(|line| line.strip_prefix("WantedBy=")).flat_map(str::split_whitespace) {
-            let link = format!("etc/systemd/system/{target}.wants/{}", name.to_string_lossy());
-            add_link(tar, &link, &Path::new("/usr/lib/systemd/system").join(&name))?;
-        }
-    }
-    Ok(())
-}
-
-fn add_link(tar: &mut tar::Builder<Vec<u8>>, name: &str, target: &Path) -> Result<()> {
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(tar::EntryType::Symlink);
-    header.set_size(0);
-    header.set_mode(0o777);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    tar.append_link(&mut header, name, target).with_context(|| format!("add {name} to the payload"))
 }
 
 /// Keys of this workspace's labs: useless anywhere else, so made once and kept under `target/lab`.

@@ -32,7 +32,7 @@ fn active(host: &Host, units: &str) -> String {
 fn the_package_is_installed_upgraded_under_a_vm_and_removed() {
     let mut spec = LabSpec::for_test("package", 1);
     spec.hosts[0].bare = true;
-    let binary = artifact::fermata().unwrap().unwrap();
+    let binary = artifact::fermata().unwrap();
     let newer = format!("{}+1", package::VERSION);
     let packages = [package::VERSION, newer.as_str()].map(|version| package::make(&binary, version).unwrap());
     let lab = Lab::up(&spec).unwrap();
