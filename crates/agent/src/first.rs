@@ -24,6 +24,7 @@ pub(crate) mod init;
 mod log;
 mod mapped;
 pub(crate) mod metadata;
+pub(crate) mod urgency;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;

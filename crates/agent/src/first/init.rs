@@ -24,8 +24,8 @@ use rustix::fs::StatVfsMountFlags;
 use rustix::mount::{MountFlags, mount, mount_remount};
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, wait};
 
-use super::ALONE;
 use super::ahead::{self, Note};
+use super::{ALONE, urgency};
 
 /// What the host starts with otherwise, first that is there (Linux, `init/main.c`, and where systemd is without a link to it).
 const INIT: [&str; 3] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
@@ -82,7 +82,7 @@ pub fn main() -> ExitCode {
     load_modules(note.as_ref());
     say("modules are there");
     let mut hooks = start_hooks();
-    match agent().spawn() {
+    match urgency::started(|| agent().spawn()) {
         Ok(child) => wait_for(&child),
         Err(error) => say(&format!("the agent cannot be started: {error}")),
     }

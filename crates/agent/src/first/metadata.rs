@@ -27,7 +27,7 @@ use std::sync::{Mutex, PoisonError};
 use fermata_imds::daemon::{self, DaemonError, Options};
 use tokio::process::Command;
 
-use super::{ALONE, UNITS};
+use super::{ALONE, UNITS, urgency};
 
 /// The unit that it stands in for.
 const UNIT: &str = "fermata-imds.service";
@@ -98,6 +98,9 @@ fn start() -> io::Result<()> {
     }
     command.env_remove(ALONE).stdin(Stdio::from(listener)).stdout(Stdio::null());
     let mut child = command.spawn()?;
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        urgency::ends(pid);
+    }
     // Collected here as long as this agent runs, by the first program afterwards.
     tokio::spawn(async move { child.wait().await });
     Ok(())

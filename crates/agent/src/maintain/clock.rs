@@ -13,6 +13,8 @@ use crate::vms::{VmError, Vms};
 
 /// How long the guest's agent may take for one message.
 const LIMIT: Duration = Duration::from_secs(2);
+/// The same on a host so busy that it did not answer in time: twice as long each time, up to this.
+const LONGEST: Duration = Duration::from_secs(16);
 /// Between two attempts to reach it.
 const AGAIN: Duration = Duration::from_millis(250);
 /// How often a clock is read where one reading would do: the quickest answer tells it best.
@@ -34,15 +36,17 @@ pub(super) async fn correct(vms: &Vms, name: &VmName, patience: Duration) -> Res
     let path = Paths::in_folder(&live.runtime().dir).guest_agent();
     let mut task = ClockTask::new(now(), patience);
     let mut channel: Option<Qga> = None;
+    let mut limit = LIMIT;
     loop {
         let act = task.next(now());
         if let ClockAct::Finish(outcome) = act {
             return Ok(outcome);
         }
         if channel.is_none() {
-            match Qga::connect(&path, LIMIT).await {
+            match Qga::connect(&path, limit).await {
                 Ok(connected) => channel = Some(connected),
                 Err(error) => {
+                    limit = (limit * 2).min(LONGEST);
                     task.heard(&ClockAnswer::Failed { reason: error.to_string() });
                     wait_a_little().await;
                     continue;
@@ -54,14 +58,14 @@ pub(super) async fn correct(vms: &Vms, name: &VmName, patience: Duration) -> Res
         let answer = match task.next(now()) {
             ClockAct::GetTime => {
                 let sent = now();
-                agent.time(LIMIT).await.map(|guest| ClockAnswer::Time {
+                agent.time(limit).await.map(|guest| ClockAnswer::Time {
                     sent,
                     received: now(),
                     guest: UnixNanos(guest.0),
                 })
             }
             ClockAct::SetTime { target } => {
-                agent.set_time(GuestTime(target.0), LIMIT).await.map(|()| ClockAnswer::Done)
+                agent.set_time(GuestTime(target.0), limit).await.map(|()| ClockAnswer::Done)
             }
             ClockAct::ResetRtc => match live.qmp().execute(&RtcResetReinjection {}).await {
                 Ok(_) => Ok(ClockAnswer::Done),
@@ -74,6 +78,9 @@ pub(super) async fn correct(vms: &Vms, name: &VmName, patience: Duration) -> Res
         };
         let slow = matches!(&answer, Ok(ClockAnswer::Time { sent, received, .. })
             if Duration::from_nanos(received.0.abs_diff(sent.0)) > SLOW);
+        if answer.is_err() {
+            limit = (limit * 2).min(LONGEST);
+        }
         task.heard(&answer.unwrap_or_else(|error| failed(&error)));
         if slow {
             wait_a_little().await;

@@ -285,6 +285,7 @@ impl Vms {
         self.forget_saved(&record)?;
         let failed = |source| VmError::Qmp { name: name.clone(), act: "run again", source };
         let resumed = handover::resume(live.qmp(), limit).await.map_err(failed)?;
+        live.is_not_urgent();
         let announce = qmp::AnnounceSelf { initial: 50, max: 550, rounds: 5, step: 50 };
         if let Err(error) = live.qmp().execute(&announce).await {
             tracing::warn!(vm = %name, error = crate::chain(&error), "not announced to the switches");
@@ -306,6 +307,7 @@ impl Vms {
             Ok(live) => {
                 if live.run_state(READY_LIMIT).await.unwrap_or(false) {
                     self.forget_saved(record)?;
+                    live.is_not_urgent();
                 }
                 self.take_up(name, live);
                 Ok(())

@@ -68,6 +68,11 @@ impl Live {
         Self { process, qmp, runtime, lent, guest_ended, guest_reset }
     }
 
+    /// Its VM does not stand any more: it gets what others get of the processors.
+    pub(super) fn is_not_urgent(&self) {
+        crate::first::urgency::ends(self.process.identity().pid);
+    }
+
     /// Finds the VMM of a record again: its process, its monitor, and copies of its descriptors out of it.
     pub(super) async fn find(definition: &VmDefinition, runtime: &Runtime, vaults: &Vaults) -> Result<Self, String> {
         let identity = runtime.process.ok_or("the agent ended while it was starting")?;

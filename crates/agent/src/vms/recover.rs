@@ -94,6 +94,7 @@ impl Vms {
         match Live::find(&record.definition, runtime, &self.vaults).await {
             Ok(live) => {
                 tracing::info!(vm = %record.definition.name, unit = runtime.unit, "found again");
+                live.is_not_urgent();
                 self.take_up(&record.definition.name, live);
                 Found::Alive
             }
