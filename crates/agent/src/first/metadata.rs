@@ -10,8 +10,8 @@
 //!
 //! Invariants: it is started when no VM is on its way, so it takes nothing from a VM that stands; two services never have the state at
 //! once, as the one that comes later is started after the other is gone. Its folders are those that the service manager gave the
-//! service in the kernel before (`DynamicUser=`), under their names and with their owner; a host that never had the service up has none,
-//! and waits for the service manager.
+//! service in the kernel before (`DynamicUser=`), under their names and with their owner, who is not root; a host that never had the
+//! service up has none, and waits for the service manager.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -21,11 +21,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use fermata_imds::daemon::{self, DaemonError, Options};
 use tokio::process::Command;
+use tokio::sync::OnceCell;
 
 use super::{ALONE, UNITS, urgency};
 
@@ -38,7 +38,7 @@ const GROUP: &str = "/sys/fs/cgroup/system.slice/fermata-imds-first.scope";
 /// Where `DynamicUser=` keeps folders out of the reach of others (systemd.exec(5)).
 const PRIVATE: &str = "private";
 
-static BEGUN: AtomicBool = AtomicBool::new(false);
+static BEGUN: OnceCell<()> = OnceCell::const_new();
 static LISTENER: Mutex<Option<TcpListener>> = Mutex::new(None);
 
 /// Takes the address, where the service will be started: a guest that runs while another one still stands waits for its answer instead
@@ -58,11 +58,15 @@ fn options() -> Result<Options, DaemonError> {
     if config.exists() { Options::read(config) } else { Ok(Options::default()) }
 }
 
-/// Starts it, once, where the host has it. What keeps it from starting is in the log, and guests wait for the service manager's.
+/// Starts it, once, where the host has it; whoever comes second waits for the first. What keeps it from starting is in the log, and
+/// guests wait for the service manager's.
 pub(super) async fn begin() {
-    if !super::is_alone() || BEGUN.swap(true, Ordering::Relaxed) || !is_enabled(&UNITS.map(Path::new)) {
-        return;
+    if super::is_alone() && is_enabled(&UNITS.map(Path::new)) {
+        BEGUN.get_or_init(start_and_tell).await;
     }
+}
+
+async fn start_and_tell() {
     match tokio::task::spawn_blocking(start).await {
         Ok(Ok(())) => tracing::info!("guests are answered before the host's own metadata service is there"),
         Ok(Err(error)) => tracing::warn!(%error, "guests wait for the host's own metadata service"),
@@ -86,6 +90,9 @@ fn start() -> io::Result<()> {
     let (state, run) = (folder_of(&options.state), folder_of(&options.control));
     let state = state.canonicalize().map_err(named(&state))?;
     let owner = state.metadata().map_err(named(&state))?;
+    if owner.uid() == 0 {
+        return Err(named(&state)(io::Error::other("belongs to root, as whom guests are not answered without a unit")));
+    }
     let run = make(&run, is_private(&state), (owner.uid(), owner.gid())).map_err(named(&run))?;
     let listener: OwnedFd =
         listener.map_or_else(|| daemon::listen(options.listen), Ok).map_err(io::Error::other)?.into();
@@ -144,6 +151,14 @@ mod tests {
         assert!(!is_enabled(&[units.path(), Path::new("/nowhere")]));
         symlink(Path::new("/nowhere").join(UNIT), wants.join(UNIT)).unwrap();
         assert!(is_enabled(&[Path::new("/nowhere"), units.path()]));
+    }
+
+    #[test]
+    fn the_units_know_it_by_the_same_names() {
+        let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging/tree/usr/lib/systemd/system");
+        let says = |unit: &str, what: &str| fs::read_to_string(units.join(unit)).unwrap().contains(what);
+        assert!(says("fermata-imds.socket", GROUP));
+        assert!(says(UNIT, CONFIG));
     }
 
     #[test]
