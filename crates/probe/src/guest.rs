@@ -14,6 +14,8 @@
 //! | `fermata.target=A.B.C.D:PORT` or `none` | where heartbeats go | the gateway, port 7070 |
 //! | `fermata.beat_us=N` | time between heartbeats | 5000 |
 //! | `fermata.sample_us=N` | time between samples | 1000 |
+//! | `fermata.memory_us=N` | time between steps of the memory witness | 20000 |
+//! | `fermata.disk_us=N` | time between records on the disk | 50000 |
 //! | `fermata.memory=MIB` | memory under watch | 16 |
 //! | `fermata.disk=/dev/vdX` | device for the disk witness; its content is lost | none |
 //! | `fermata.status_s=N` | seconds between status lines on the console | 10 |
@@ -55,8 +57,12 @@ pub struct Config {
     pub sample: Duration,
     /// MiB of memory under watch.
     pub memory: u64,
+    /// Time between two steps over it.
+    pub memory_step: Duration,
     /// Device of the disk witness.
     pub disk: Option<PathBuf>,
+    /// Time between two records on it.
+    pub disk_record: Duration,
     /// Time between status lines.
     pub status: Duration,
     /// A pause that makes the guest restart.
@@ -95,7 +101,9 @@ impl Config {
             beat: Duration::from_micros(number("beat_us", 5_000)?.max(100)),
             sample: Duration::from_micros(number("sample_us", 1_000)?.max(100)),
             memory: number("memory", 16)?,
+            memory_step: Duration::from_micros(number("memory_us", 20_000)?.max(100)),
             disk: value("disk").map(PathBuf::from),
+            disk_record: Duration::from_micros(number("disk_us", 50_000)?.max(100)),
             status: Duration::from_secs(number("status_s", 10)?.max(1)),
             restart_after: value("restart_after_ms")
                 .map(|text| parse("restart_after_ms", text).map(Duration::from_millis))
@@ -132,7 +140,7 @@ pub fn run(network: bool) -> io::Result<()> {
     say(&ConsoleLine::Alive(Clocks::now()));
     loop {
         clock::rest(config.status);
-        say(&ConsoleLine::Status(Box::new(state.report())));
+        say(&state.report().status());
     }
 }
 
@@ -189,15 +197,17 @@ impl State {
             }
         });
         if let Some(memory) = state.memory.clone() {
+            let every = config.memory_step;
             thread::spawn(move || {
                 loop {
-                    clock::rest(Duration::from_millis(20));
+                    clock::rest(every);
                     lock(&memory).step(4);
                 }
             });
         }
         if let (Some(report), Some(path)) = (state.disk.clone(), config.disk.clone()) {
-            thread::spawn(move || write_disk(&path, &report));
+            let every = config.disk_record;
+            thread::spawn(move || write_disk(&path, every, &report));
         }
         if let (Some(net), Some(target)) = (&state.net, config.target) {
             beat::start(target, config.beat, net);
@@ -247,7 +257,7 @@ impl State {
     }
 }
 
-fn write_disk(path: &std::path::Path, report: &Mutex<DiskReport>) {
+fn write_disk(path: &std::path::Path, every: Duration, report: &Mutex<DiskReport>) {
     let failed = |error: &io::Error| {
         let mut report = lock(report);
         report.errors += 1;
@@ -273,7 +283,7 @@ fn write_disk(path: &std::path::Path, report: &Mutex<DiskReport>) {
                 }
                 Err(error) => failed(&error),
             }
-            clock::rest(Duration::from_millis(50));
+            clock::rest(every);
         }
     }
 }
@@ -312,6 +322,8 @@ mod tests {
             ((Ipv4Addr::new(192, 168, 5, 9), 16), Ipv4Addr::new(192, 168, 5, 1))
         );
         assert_eq!((config.target, config.memory, config.disk), (None, 0, Some(PathBuf::from("/dev/vdb"))));
+        let paced = Config::parse("fermata.memory_us=80000 fermata.disk_us=200000", "").unwrap();
+        assert_eq!((paced.memory_step, paced.disk_record), (Duration::from_millis(80), Duration::from_millis(200)));
         let config = Config::parse("fermata.restart_after_ms=3000", "").unwrap();
         assert_eq!(config.restart_after, Some(Duration::from_secs(3)));
         assert!(Config::parse("fermata.memory=lots", "").unwrap_err().contains("fermata.memory=lots"));

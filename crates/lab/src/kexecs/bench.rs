@@ -291,9 +291,12 @@ impl Bench<'_> {
     }
 }
 
-/// Probes of many VMs on one emulated processor would measure each other at their usual pace; so one of several sees 20 ms, not 4.
+/// How often probes do what, in microseconds. At their usual pace those of many VMs take all of one emulated processor, and measure each other:
+/// each of several does less, so that together they do about as much as one.
 fn pace(vms: usize) -> String {
-    format!("fermata.sample_us={} fermata.beat_us={}", if vms > 1 { 20_000 } else { 4_000 }, 20_000 * vms.max(2))
+    let sample = if vms > 1 { 10_000 * vms } else { 4_000 };
+    let (beat, memory, disk) = (10_000 * vms.max(4), 20_000 * vms, 50_000 * vms);
+    format!("fermata.sample_us={sample} fermata.beat_us={beat} fermata.memory_us={memory} fermata.disk_us={disk}")
 }
 
 fn round(ratio: f64) -> f64 {
@@ -375,6 +378,18 @@ mod tests {
             assert!(Plan::quick().wished(&[company.to_owned()], None).is_err(), "{company}");
         }
         assert!(Plan::quick().wished(&[], Some(0)).is_err());
+    }
+
+    #[test]
+    fn many_probes_do_about_as_much_as_one() {
+        assert_eq!(
+            pace(1),
+            "fermata.sample_us=4000 fermata.beat_us=40000 fermata.memory_us=20000 fermata.disk_us=50000"
+        );
+        assert_eq!(
+            pace(8),
+            "fermata.sample_us=80000 fermata.beat_us=80000 fermata.memory_us=160000 fermata.disk_us=400000"
+        );
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Of a long row of swaps, beside how many the same is done by hand.
-const FLOORS: usize = 40;
+const FLOORS: usize = 24;
 
 /// Measures, prints a table and writes `target/bench/swap.json`.
 ///
