@@ -19,8 +19,8 @@ const LONGEST: Duration = Duration::from_secs(16);
 const AGAIN: Duration = Duration::from_millis(250);
 /// How often a clock is read where one reading would do: the quickest answer tells it best.
 const READINGS: usize = 3;
-/// An answer that takes longer, twice the tolerance, is too slow to tell the time by: a guest of a busy host is given a moment.
-const SLOW: Duration = TOLERANCE.saturating_mul(2);
+/// By an answer that takes longer than the tolerance a clock is known to half of it at best: a guest of a busy host is given a moment.
+const SLOW: Duration = TOLERANCE;
 
 fn now() -> UnixNanos {
     let now = clock_gettime(ClockId::Realtime);
