@@ -42,6 +42,9 @@ const FOR_MODULES: Duration = Duration::from_secs(20);
 const LOAD: &str = "load-modules-as-noted";
 /// How long the agent may take to end.
 const END: Duration = Duration::from_secs(5);
+/// Whether grace periods are asked for by interrupts instead of waited for, tens of milliseconds each (Linux, `Documentation/admin-guide/kernel-parameters.txt`,
+/// `rcupdate.rcu_expedited`, and `kernel/ksysfs.c`). Control groups, networks and modules have some on the way of each VM.
+const GRACE: &str = "/sys/kernel/rcu_expedited";
 /// Between two looks at children: this process has no other work, and waits for several things at once.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     mount_all();
+    let grace = in_a_hurry();
     say("VMs first");
     let note = Note::read();
     load_modules(note.as_ref());
@@ -88,8 +92,19 @@ pub fn main() -> ExitCode {
     }
     // The host may do the same once more, not at the same time.
     await_all(&mut hooks, END);
+    if let Some(grace) = grace {
+        // A file of this kernel that was written a moment ago.
+        fs::write(GRACE, grace).unwrap_or_default();
+    }
     say("the rest of the host starts");
     become_init()
+}
+
+/// Sees to it that nobody waits for grace periods; what it was before, where that is known.
+fn in_a_hurry() -> Option<String> {
+    let before = fs::read_to_string(GRACE).ok()?;
+    fs::write(GRACE, "1").ok()?;
+    Some(before)
 }
 
 /// For people, in the kernel's log, at the level of information (`Documentation/ABI/testing/dev-kmsg`).
