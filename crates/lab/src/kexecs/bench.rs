@@ -29,7 +29,11 @@ use crate::{
     lab::Lab,
     paths,
     spec::{Kernel, LabSpec},
-    swaps::{bench::head, figures::Figures, guest::Guest},
+    swaps::{
+        bench::head,
+        figures::Figures,
+        guest::{Guest, pace},
+    },
 };
 
 /// How much is measured.
@@ -191,7 +195,8 @@ impl Bench<'_> {
         let mut guests = Vec::new();
         for (number, last) in (1..=vms).zip(11..) {
             let mut guest = Guest::new(&format!("g{number}"), last).sized(memory_mib, 1);
-            guest.cmdline = format!("fermata.memory=32 fermata.target=10.88.0.2:7070 {}", pace(vms));
+            let sample_us = if vms > 1 { 10_000 * vms } else { 4_000 };
+            guest.cmdline = format!("fermata.memory=32 fermata.target=10.88.0.2:7070 {}", pace(vms, sample_us));
             guest.create(self.host)?;
             guest.start(self.host)?;
             guests.push(guest);
@@ -291,14 +296,6 @@ impl Bench<'_> {
     }
 }
 
-/// How often probes do what, in microseconds. At their usual pace those of many VMs take all of one emulated processor, and measure each other:
-/// each of several does less, so that together they do about as much as one.
-fn pace(vms: usize) -> String {
-    let sample = if vms > 1 { 10_000 * vms } else { 4_000 };
-    let (beat, memory, disk) = (10_000 * vms.max(4), 20_000 * vms, 50_000 * vms);
-    format!("fermata.sample_us={sample} fermata.beat_us={beat} fermata.memory_us={memory} fermata.disk_us={disk}")
-}
-
 fn round(ratio: f64) -> f64 {
     (ratio * 100.0).round() / 100.0
 }
@@ -378,18 +375,6 @@ mod tests {
             assert!(Plan::quick().wished(&[company.to_owned()], None).is_err(), "{company}");
         }
         assert!(Plan::quick().wished(&[], Some(0)).is_err());
-    }
-
-    #[test]
-    fn many_probes_do_about_as_much_as_one() {
-        assert_eq!(
-            pace(1),
-            "fermata.sample_us=4000 fermata.beat_us=40000 fermata.memory_us=20000 fermata.disk_us=50000"
-        );
-        assert_eq!(
-            pace(8),
-            "fermata.sample_us=80000 fermata.beat_us=80000 fermata.memory_us=160000 fermata.disk_us=400000"
-        );
     }
 
     #[test]

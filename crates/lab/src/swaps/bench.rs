@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::{
     bare::Bare,
     figures::Figures,
-    guest::Guest,
+    guest::{Guest, pace},
     leaks::Held,
     measure::{self, Update, way},
     plan::Plan,
@@ -129,7 +129,7 @@ impl Bench<'_> {
             return Ok(());
         }
         let mut guest = Guest::new("g1", 11).sized(memory, vcpus);
-        guest.cmdline = format!("fermata.memory=32 {}", Self::pace());
+        guest.cmdline = format!("fermata.memory=32 {}", Self::pace(1, 4_000));
         guest.create(self.host)?;
         guest.start(self.host)?;
         let mut bare = Bare::start(self.host, &guest, 12)?;
@@ -165,12 +165,11 @@ impl Bench<'_> {
         guest.remove(self.host)
     }
 
-    /// How often probes sample and beat: their usual pace is more than one emulated processor has time for beside a second VM, and
-    /// they would measure each other.
-    fn pace() -> &'static str {
+    /// The usual pace of probes is more than one emulated processor has time for beside a second VM.
+    fn pace(vms: usize, sample_us: usize) -> String {
         match Acceleration::detect() {
-            Acceleration::Kvm => "",
-            Acceleration::Tcg => "fermata.sample_us=4000 fermata.beat_us=40000",
+            Acceleration::Kvm => String::new(),
+            Acceleration::Tcg => pace(vms, sample_us),
         }
     }
 
@@ -258,7 +257,7 @@ impl Bench<'_> {
         let mut guests = Vec::new();
         for index in 0..self.plan.many {
             let mut guest = Guest::new(&format!("m{index}"), number(index)?).sized(128, 1);
-            guest.cmdline = format!("fermata.memory=8 {}", Self::pace());
+            guest.cmdline = format!("fermata.memory=8 {}", Self::pace(self.plan.many, 20_000));
             guest.create(self.host)?;
             guest.start(self.host)?;
             self.say(&format!("{} of {} VMs run", index + 1, self.plan.many));

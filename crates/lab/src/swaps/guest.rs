@@ -158,6 +158,14 @@ impl Guest {
     }
 }
 
+/// How often probes of so many VMs do what, as words for their kernels. At their usual pace those of many take all of one emulated processor, and
+/// measure each other: each of several does less, so that together they do about as much as one.
+#[must_use]
+pub fn pace(vms: usize, sample_us: usize) -> String {
+    let (beat, memory, disk) = (10_000 * vms.max(4), 20_000 * vms, 50_000 * vms);
+    format!("fermata.sample_us={sample_us} fermata.beat_us={beat} fermata.memory_us={memory} fermata.disk_us={disk}")
+}
+
 /// The last record that a guest's disk acknowledged.
 ///
 /// # Errors
@@ -166,5 +174,17 @@ pub fn acknowledged(report: &Report) -> Result<u64> {
     match &report.disk {
         Some(disk) if disk.acknowledged > 0 => Ok(disk.acknowledged),
         other => bail!("the disk witness wrote nothing: {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_probes_do_about_as_much_as_one() {
+        let words = |vms, sample| pace(vms, sample).replace("fermata.", "");
+        assert_eq!(words(1, 4_000), "sample_us=4000 beat_us=40000 memory_us=20000 disk_us=50000");
+        assert_eq!(words(8, 20_000), "sample_us=20000 beat_us=80000 memory_us=160000 disk_us=400000");
     }
 }
