@@ -14,15 +14,17 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::StatVfsMountFlags;
 use rustix::mount::{MountFlags, mount, mount_remount};
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, wait};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, wait};
 
 use super::ahead::{self, Note};
 use super::{ALONE, urgency};
@@ -45,8 +47,8 @@ const END: Duration = Duration::from_secs(5);
 /// Whether grace periods are asked for by interrupts instead of waited for, tens of milliseconds each (Linux, `Documentation/admin-guide/kernel-parameters.txt`,
 /// `rcupdate.rcu_expedited`, and `kernel/ksysfs.c`). Control groups, networks and modules have some on the way of each VM.
 const GRACE: &str = "/sys/kernel/rcu_expedited";
-/// Between two looks at children: this process has no other work, and waits for several things at once.
-const LOOK: Duration = Duration::from_millis(10);
+/// Between two looks at what no descriptor tells of: orphans to collect, an agent that was stopped, a limit that is over.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What is mounted before systemd's first word (systemd, `mount-setup.c`): source, place, type, options of the file system.
 const MOUNTS: [(&str, &str, &str, MountFlags, &str); 5] = [
@@ -201,15 +203,32 @@ fn load_as_noted() -> ExitCode {
 }
 
 /// Waits for processes, not longer than `limit`: the host must come up also when one hangs.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this process has no other work, and waits for several processes at once"
-)]
 fn await_all(children: &mut [Child], limit: Duration) {
     let until = Instant::now() + limit;
-    while Instant::now() < until && children.iter_mut().any(|child| matches!(child.try_wait(), Ok(None))) {
-        std::thread::sleep(LOOK);
+    while Instant::now() < until {
+        // All of them are asked: what has ended and was not collected would not be waited for.
+        let running =
+            children.iter_mut().filter_map(|child| matches!(child.try_wait(), Ok(None)).then(|| pid_of(child)));
+        let running: Vec<Pid> = running.flatten().collect();
+        if running.is_empty() {
+            return;
+        }
+        rest(&running);
     }
+}
+
+fn pid_of(child: &Child) -> Option<Pid> {
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+}
+
+/// Until one of these processes ends, or it is time to look.
+fn rest(processes: &[Pid]) {
+    let ends = processes.iter().filter_map(|pid| pidfd_open(*pid, PidfdFlags::empty()).ok());
+    let ends: Vec<OwnedFd> = ends.collect();
+    let mut polled: Vec<PollFd<'_>> = ends.iter().map(|end| PollFd::new(end, PollFlags::IN)).collect();
+    let look = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
+    // Whatever it says, whoever asked looks.
+    poll(&mut polled, Some(&look)).unwrap_or_default();
 }
 
 fn start_hooks() -> Vec<Child> {
@@ -245,9 +264,8 @@ fn agent() -> Command {
 }
 
 /// Until the agent has ended. One that was stopped, or takes longer than the limit, is ended: the next one goes on.
-#[expect(clippy::disallowed_methods, reason = "this process has no other work, and waits for a process and for a time")]
 fn wait_for(agent: &Child) {
-    let Some(agent) = i32::try_from(agent.id()).ok().and_then(Pid::from_raw) else { return };
+    let Some(agent) = pid_of(agent) else { return };
     let start = Instant::now();
     let mut told = false;
     // One that ended meanwhile needs no signal.
@@ -274,13 +292,27 @@ fn wait_for(agent: &Child) {
             say("VMs still stand, or their clocks are behind");
             end(Signal::TERM);
         }
-        std::thread::sleep(LOOK);
+        rest(&[agent]);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processes_are_waited_for_by_their_ends_and_not_longer_than_the_limit() {
+        let sleep = |seconds: &str| Command::new("sleep").arg(seconds).spawn().unwrap();
+        let began = Instant::now();
+        let mut all = [sleep("0"), sleep("0.2")];
+        await_all(&mut all, END);
+        assert!(all.iter_mut().all(|child| matches!(child.try_wait(), Ok(Some(_)))) && began.elapsed() < END);
+        let mut hangs = [sleep("0"), sleep("60")];
+        await_all(&mut hangs, Duration::from_millis(300));
+        assert!(matches!(hangs[1].try_wait(), Ok(None)), "given up, not ended");
+        hangs[1].kill().unwrap();
+        hangs[1].wait().unwrap();
+    }
 
     #[test]
     fn only_the_link_means_it() {
