@@ -254,7 +254,8 @@ impl ClockTask {
             }
             (Doing::Measure, ClockAnswer::Time { sent, received, guest }) => {
                 self.readings += 1;
-                let half_trip = received.0.saturating_sub(sent.0).max(0) / 2;
+                // Rounded up, so that the truth is not a nanosecond further away.
+                let half_trip = received.0.saturating_sub(sent.0).max(0).saturating_add(1) / 2;
                 let reading = Reading { error: guest.0.saturating_sub(sent.0.saturating_add(half_trip)), half_trip };
                 self.half_trip = self.half_trip.min(half_trip);
                 if self.best.is_none_or(|best| reading.half_trip < best.half_trip) {
