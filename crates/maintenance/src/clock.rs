@@ -210,7 +210,7 @@ impl ClockTask {
         if to_be_set && self.steps < STEPS {
             return Judgement::Wrong(best.error);
         }
-        let sharper_helps = !certainly_right && (self.steps < STEPS || !steady && !certainly_wrong);
+        let sharper_helps = !certainly_right && (self.steps < STEPS || !certainly_wrong);
         if sharper_helps && !self.is_late(now) {
             return Judgement::Unsure;
         }
