@@ -60,7 +60,7 @@ impl Region {
         self.offset
     }
 
-    /// The alignment that mappings of it need, where it is more than a page.
+    /// The alignment that mappings of it need, or can have huge pages with, where it is more than a page.
     #[must_use]
     pub const fn align(&self) -> Option<Size> {
         self.align
