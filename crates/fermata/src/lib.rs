@@ -12,13 +12,14 @@ mod output;
 mod vm;
 mod watch;
 
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use fermata_agent::client::Client;
 use fermata_controller::cli;
 use fermata_vault::confine::Confinement;
@@ -31,7 +32,7 @@ struct Cli {
     #[arg(long, global = true)]
     json: bool,
     /// The agent's socket.
-    #[arg(long, global = true, env = "FERMATA_SOCKET", default_value = "/run/fermata/agent.sock")]
+    #[arg(long, global = true, env = "FERMATA_SOCKET", default_value = SOCKET)]
     socket: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -106,20 +107,52 @@ enum Command {
     },
     /// Become a VMM with the descriptors that the agent hands over (started by systemd, not by people).
     #[command(hide = true)]
-    VmmExec {
-        /// The socket to receive them from.
-        #[arg(long)]
-        socket: PathBuf,
-        /// The folder of its control group, where no service manager put it into one.
-        #[arg(long, requires = "user")]
-        group: Option<PathBuf>,
-        /// Ids of user and group to run as then, with a colon between.
-        #[arg(long, requires = "group", value_parser = user_and_group)]
-        user: Option<(u32, u32)>,
-        /// Ids of more groups of that user.
-        #[arg(long, requires = "user")]
-        more_groups: Vec<u32>,
-    },
+    VmmExec(Launcher),
+}
+
+/// The commands that machines start, some of them while VMs stand. A parser of these alone is made sooner than one of everything that
+/// `fermata` can do, by a twentieth of a second where nothing is in memory yet and processors are emulated.
+#[derive(Debug, Parser)]
+#[command(name = "fermata")]
+struct Started {
+    #[command(subcommand)]
+    command: StartedCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum StartedCommand {
+    Agent(fleet::Agent),
+    DeadMan(maintenance::DeadMan),
+    ImdsFirst(event::First),
+    VmmExec(Launcher),
+}
+
+impl From<StartedCommand> for Command {
+    fn from(command: StartedCommand) -> Self {
+        match command {
+            StartedCommand::Agent(agent) => Self::Agent(agent),
+            StartedCommand::DeadMan(dead_man) => Self::DeadMan(dead_man),
+            StartedCommand::ImdsFirst(first) => Self::ImdsFirst(first),
+            StartedCommand::VmmExec(launcher) => Self::VmmExec(launcher),
+        }
+    }
+}
+
+/// What becomes a VMM.
+#[derive(Debug, Args)]
+struct Launcher {
+    /// The socket to receive descriptors from.
+    #[arg(long)]
+    socket: PathBuf,
+    /// The folder of its control group, where no service manager put it into one.
+    #[arg(long, requires = "user")]
+    group: Option<PathBuf>,
+    /// Ids of user and group to run as then, with a colon between.
+    #[arg(long, requires = "group", value_parser = user_and_group)]
+    user: Option<(u32, u32)>,
+    /// Ids of more groups of that user.
+    #[arg(long, requires = "user")]
+    more_groups: Vec<u32>,
 }
 
 fn user_and_group(text: &str) -> Result<(u32, u32), String> {
@@ -127,6 +160,8 @@ fn user_and_group(text: &str) -> Result<(u32, u32), String> {
     ids.ok_or_else(|| format!("`{text}` is not USER:GROUP by their ids"))
 }
 
+/// Where the agent listens unless told otherwise.
+const SOCKET: &str = "/run/fermata/agent.sock";
 /// How long the agent may take to answer a launcher.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(20);
 
@@ -142,7 +177,7 @@ pub fn main() -> ExitCode {
     if std::env::args_os().next().is_some_and(|program| fermata_agent::first::is_called(&program)) {
         return fermata_agent::first::main();
     }
-    let cli = Cli::parse();
+    let cli = parsed(std::env::args_os());
     let json = cli.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -153,9 +188,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What the command line says. Whatever is wrong with it is told by the parser that knows everything, which ends this process then.
+fn parsed(words: impl Iterator<Item = OsString>) -> Cli {
+    let words: Vec<OsString> = words.collect();
+    match Started::try_parse_from(&words) {
+        Ok(started) => Cli { json: false, socket: SOCKET.into(), command: started.command.into() },
+        Err(_) => Cli::parse_from(&words),
+    }
+}
+
 fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { json, socket, command } = cli;
-    if let Command::VmmExec { socket, group, user, more_groups: groups } = command {
+    if let Command::VmmExec(Launcher { socket, group, user, more_groups: groups }) = command {
         if let (Some(group), Some((uid, gid))) = (group, user) {
             // Before any other thread: users and groups are a thread's own.
             Confinement { group, uid, gid, groups, files: fermata_agent::units::VMM_FILES }.enter()?;
@@ -221,10 +265,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 start_log();
                 dead_man.run().await
             }
-            Command::VmmExec { .. }
-            | Command::ImdsFirst(_)
-            | Command::Completions { .. }
-            | Command::ManualPages { .. } => {
+            Command::VmmExec(_) | Command::ImdsFirst(_) | Command::Completions { .. } | Command::ManualPages { .. } => {
                 unreachable!("handled before the runtime starts")
             }
         }
@@ -251,19 +292,40 @@ mod tests {
     #[test]
     fn a_launcher_is_confined_by_a_service_manager_or_by_all_of_its_words() {
         let parse = |words: &[&str]| {
-            Cli::try_parse_from(["fermata", "vmm-exec", "--socket", "/s"].iter().chain(words)).map(|cli| cli.command)
+            let words: Vec<&str> = ["fermata", "vmm-exec", "--socket", "/s"].iter().chain(words).copied().collect();
+            let both = Cli::try_parse_from(&words).map(|cli| cli.command);
+            assert_eq!(both.is_ok(), Started::try_parse_from(&words).is_ok());
+            both
         };
-        let Command::VmmExec { group: None, user: None, more_groups, .. } = parse(&[]).unwrap() else {
+        let Command::VmmExec(Launcher { group: None, user: None, more_groups, .. }) = parse(&[]).unwrap() else {
             panic!("confined")
         };
         assert!(more_groups.is_empty());
         let words = ["--group", "/g", "--user=7:8", "--more-groups=9"];
-        let Command::VmmExec { group: Some(_), user: Some((7, 8)), more_groups, .. } = parse(&words).unwrap() else {
+        let told = parse(&words).unwrap();
+        let Command::VmmExec(Launcher { group: Some(_), user: Some((7, 8)), more_groups, .. }) = told else {
             panic!("not confined")
         };
         assert_eq!(more_groups, [9]);
         for part in [&words[..1], &words[..2], &words[2..3], &words[2..], &["--group", "/g", "--user=7"]] {
             assert!(parse(part).is_err(), "{part:?}");
         }
+    }
+
+    #[test]
+    fn what_machines_start_is_understood_as_everything_is() {
+        let all = Cli::command();
+        for short in Started::command().get_subcommands() {
+            let long = all.find_subcommand(short.get_name()).unwrap();
+            let words = |command: &clap::Command| -> Vec<String> {
+                let shown = command.get_arguments().filter(|word| !word.is_global_set());
+                shown.map(|word| format!("{word:?}")).collect()
+            };
+            assert_eq!(words(short), words(long), "{}", short.get_name());
+        }
+        let words = |words: &[&str]| parsed(["fermata"].iter().chain(words).map(OsString::from));
+        assert!(matches!(words(&["agent"]).command, Command::Agent(_)));
+        let cli = words(&["--json", "--socket", "/s", "vm", "list"]);
+        assert!(cli.json && cli.socket == PathBuf::from("/s") && matches!(cli.command, Command::Vm(_)));
     }
 }

@@ -16,11 +16,13 @@
 //! | [`locks`] | who holds an open-file-description lock on a file |
 //! | [`kvm`] | whether KVM works here, and the TSC frequency it gives guests |
 //! | [`tsc`] | the time stamp counter |
+//! | [`arrival`] | files that appear in a folder, told by the kernel |
 //! | [`kexec`] | another kernel: loaded, entered |
 //!
 //! This is the only room with `unsafe` code: each block says why it is sound, and each module that has one says so with
 //! an `expect(unsafe_code)`.
 
+pub mod arrival;
 pub mod confine;
 pub mod kexec;
 pub mod kvm;

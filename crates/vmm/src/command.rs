@@ -19,6 +19,7 @@
 //! socket's path over from whoever had it; PCI addresses depend on the definition only.
 
 mod devices;
+mod environment;
 mod fds;
 mod parts;
 
@@ -29,6 +30,7 @@ use fermata_model::spec::Firmware;
 
 use crate::images::Backend;
 
+pub use environment::environment;
 pub use fds::{MAX_NICS, MEMORY, tap, vhost};
 
 /// Where a start's sockets are. Unix socket paths are limited to 107 bytes; keep the folder short.

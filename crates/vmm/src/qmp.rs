@@ -20,6 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fermata_vault::arrival::Arrivals;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,6 +33,9 @@ pub use error::QmpError;
 pub use event::{Event, EventKind, Events, MigrationStatus, Timestamp};
 
 use wire::Wire;
+
+/// Between two looks at a socket where nothing tells of it.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A command of QMP: its arguments are the value's fields.
 pub trait Command: Serialize {
@@ -67,6 +71,7 @@ impl Qmp {
     /// [`QmpError::Connect`] when nobody listened in time, [`QmpError::Protocol`] when it is no QEMU.
     pub async fn connect(path: &Path, limit: Duration) -> Result<Self, QmpError> {
         let until = Instant::now() + limit;
+        let mut arrivals = None;
         loop {
             let error = match tokio::time::timeout_at(until, UnixStream::connect(path)).await {
                 Ok(Ok(stream)) => {
@@ -79,8 +84,22 @@ impl Qmp {
             if Instant::now() >= until || error.kind() == std::io::ErrorKind::PermissionDenied {
                 return Err(QmpError::Connect { path: path.to_owned(), limit, source: error });
             }
-            // Nothing announces a socket that does not exist yet; a look costs microseconds.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            if error.kind() != std::io::ErrorKind::NotFound {
+                // Made, and nobody listens yet; nothing tells of that.
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            let Some(watch) = &arrivals else {
+                arrivals = Arrivals::beside(path).ok();
+                if arrivals.is_none() {
+                    tokio::time::sleep(LOOK).await;
+                }
+                continue;
+            };
+            if let Ok(Err(_)) = tokio::time::timeout_at(until, watch.next()).await {
+                arrivals = None;
+                tokio::time::sleep(LOOK).await;
+            }
         }
     }
 

@@ -208,7 +208,8 @@ impl Vms {
             },
         )
         .map_err(|source| VmError::Command { name: definition.name.clone(), source })?;
-        let launch = Launch { program: binary, args, env: std::collections::BTreeMap::new() };
+        let env = command::environment();
+        let launch = Launch { program: binary, args, env };
         self.launch_unit(definition, runtime, &user, launch, lent, vhosts.as_deref()).await
     }
 

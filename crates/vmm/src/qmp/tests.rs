@@ -125,3 +125,57 @@ async fn what_is_no_monitor_is_refused() {
     assert!(matches!(Qmp::over(reader, writer, LIMIT).await, Err(QmpError::Protocol { .. })));
     assert!(matches!(Qmp::connect(Path::new("/nowhere/qmp"), SHORT).await, Err(QmpError::Connect { .. })));
 }
+
+/// Connects to a monitor of `path`, which `make` brings there meanwhile.
+async fn connected_at(path: &Path, make: impl FnOnce(&Path) -> std::os::unix::net::UnixListener) -> Qmp {
+    let connecting = Qmp::connect(path, LIMIT);
+    let serving = async {
+        // Whoever connects has looked by then, in vain.
+        tokio::task::yield_now().await;
+        let listener = make(path);
+        listener.set_nonblocking(true).unwrap();
+        let (mut stream, _) = tokio::net::UnixListener::from_std(listener).unwrap().accept().await.unwrap();
+        let version = json!({"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "Debian"});
+        let greeting = json!({"QMP": {"version": version, "capabilities": []}});
+        stream.write_all(format!("{greeting}\r\n").as_bytes()).await.unwrap();
+        let mut lines = BufReader::new(stream).lines();
+        let asked: Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
+        let answer = json!({"return": {}, "id": asked["id"]});
+        lines.get_mut().get_mut().write_all(format!("{answer}\r\n").as_bytes()).await.unwrap();
+        lines
+    };
+    let (qmp, _keep) = tokio::join!(connecting, serving);
+    qmp.unwrap()
+}
+
+#[tokio::test]
+async fn a_monitor_is_found_that_comes_late() {
+    let folder = tempfile::tempdir().unwrap();
+    let bind = |path: &Path| std::os::unix::net::UnixListener::bind(path).unwrap();
+    let qmp = connected_at(&folder.path().join("qmp"), bind).await;
+    assert_eq!(qmp.greeting().version, (10, 0, 2));
+    // Also when others come first, when it gets its name late, and when not even its folder was there.
+    connected_at(&folder.path().join("second"), |path| {
+        std::fs::write(path.with_file_name("console"), "").unwrap();
+        bind(path)
+    })
+    .await;
+    connected_at(&folder.path().join("third"), |path| {
+        let listener = bind(&path.with_file_name("tmp"));
+        std::fs::rename(path.with_file_name("tmp"), path).unwrap();
+        listener
+    })
+    .await;
+    connected_at(&folder.path().join("new/fourth"), |path| {
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        bind(path)
+    })
+    .await;
+    // One that nobody listens at any more is replaced.
+    drop(bind(&folder.path().join("fifth")));
+    connected_at(&folder.path().join("fifth"), |path| {
+        std::fs::remove_file(path).unwrap();
+        bind(path)
+    })
+    .await;
+}

@@ -199,7 +199,7 @@ impl Vm {
         let launch = Launch {
             program: binary.to_owned(),
             args: command::arguments(&self.definition, &runtime).unwrap(),
-            env: std::env::vars().filter(|(name, _)| name == "PATH").collect(),
+            env: command::environment(),
         };
         let socket = folder.join("launch");
         let door = Door::bind(&socket).unwrap();
