@@ -18,14 +18,13 @@
 //!
 //! Going over to the next step is a restart of the agent like any other: it ends, and the one that comes goes on by the journal. Guests that
 //! run are answered all along: by a metadata service that the first agent starts ([`metadata`]), then by the host's own. What
-//! restores VMs there comes before VMs that run again ([`urgency`]).
+//! restores VMs there comes before VMs that run again ([`crate::urgency`]).
 
 pub(crate) mod ahead;
 pub(crate) mod init;
 mod log;
 mod mapped;
 pub(crate) mod metadata;
-pub(crate) mod urgency;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;

@@ -31,6 +31,7 @@ pub mod links;
 pub mod maintain;
 pub mod setup;
 pub mod units;
+pub(crate) mod urgency;
 pub mod users;
 pub mod vaults;
 pub mod vms;

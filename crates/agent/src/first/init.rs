@@ -26,8 +26,9 @@ use rustix::fs::StatVfsMountFlags;
 use rustix::mount::{MountFlags, mount, mount_remount};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, wait};
 
+use super::ALONE;
 use super::ahead::{self, Note};
-use super::{ALONE, urgency};
+use crate::urgency;
 
 /// What the host starts with otherwise, first that is there (Linux, `init/main.c`, and where systemd is without a link to it).
 const INIT: [&str; 3] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd"];

@@ -27,7 +27,8 @@ use fermata_imds::daemon::{self, DaemonError, Options};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-use super::{ALONE, UNITS, urgency};
+use super::{ALONE, UNITS};
+use crate::urgency;
 
 /// The unit that it stands in for.
 const UNIT: &str = "fermata-imds.service";

@@ -9,6 +9,7 @@ use fermata_vmm::qga::{GuestTime, Qga, QgaError};
 use fermata_vmm::qmp::RtcResetReinjection;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::urgency::Turn;
 use crate::vms::{VmError, Vms};
 
 /// How long the guest's agent may take for one message.
@@ -34,6 +35,7 @@ pub(super) async fn correct(vms: &Vms, name: &VmName, patience: Duration) -> Res
         return Ok(no_agent());
     }
     let path = Paths::in_folder(&live.runtime().dir).guest_agent();
+    let pid = live.process().identity().pid;
     let mut task = ClockTask::new(now(), patience);
     let mut channel: Option<Qga> = None;
     let mut limit = LIMIT;
@@ -43,7 +45,7 @@ pub(super) async fn correct(vms: &Vms, name: &VmName, patience: Duration) -> Res
             return Ok(outcome);
         }
         if channel.is_none() {
-            match Qga::connect(&path, limit).await {
+            match Turn::of(pid).await.spent_on(Qga::connect(&path, limit)).await {
                 Ok(connected) => channel = Some(connected),
                 Err(error) => {
                     limit = (limit * 2).min(LONGEST);
@@ -54,18 +56,16 @@ pub(super) async fn correct(vms: &Vms, name: &VmName, patience: Duration) -> Res
             }
         }
         let Some(agent) = &mut channel else { continue };
-        // Asked again: connecting took time, and a target counts from the moment it is sent.
+        let turn = Turn::of(pid).await;
+        // Asked again: all that took time, and a target counts from the moment it is sent.
         let answer = match task.next(now()) {
             ClockAct::GetTime => {
                 let sent = now();
-                agent.time(limit).await.map(|guest| ClockAnswer::Time {
-                    sent,
-                    received: now(),
-                    guest: UnixNanos(guest.0),
-                })
+                let told = turn.spent_on(agent.time(limit)).await;
+                told.map(|guest| ClockAnswer::Time { sent, received: now(), guest: UnixNanos(guest.0) })
             }
             ClockAct::SetTime { target } => {
-                agent.set_time(GuestTime(target.0), limit).await.map(|()| ClockAnswer::Done)
+                turn.spent_on(agent.set_time(GuestTime(target.0), limit)).await.map(|()| ClockAnswer::Done)
             }
             ClockAct::ResetRtc => match live.qmp().execute(&RtcResetReinjection {}).await {
                 Ok(_) => Ok(ClockAnswer::Done),

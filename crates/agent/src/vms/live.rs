@@ -70,7 +70,7 @@ impl Live {
 
     /// Its VM does not stand any more: it gets what others get of the processors.
     pub(super) fn is_not_urgent(&self) {
-        crate::first::urgency::ends(self.process.identity().pid);
+        crate::urgency::ends(self.process.identity().pid);
     }
 
     /// Finds the VMM of a record again: its process, its monitor, and copies of its descriptors out of it.
@@ -102,7 +102,7 @@ impl Live {
     }
 
     /// Its process.
-    pub(super) const fn process(&self) -> &Process {
+    pub(crate) const fn process(&self) -> &Process {
         &self.process
     }
 
