@@ -61,7 +61,7 @@ const OTHERS: &str = "fermata-others.service";
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
 /// With more processors than these, everything starts at once.
-const FEW: usize = 4;
+pub(crate) const FEW: usize = 4;
 /// How long everything else waits for the clocks of VMs that run again.
 const FOR_CLOCKS: Duration = Duration::from_secs(4);
 /// The same before there is a service manager: what is not done then waits for an agent that comes half a minute later on an emulated host.

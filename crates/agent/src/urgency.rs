@@ -15,14 +15,15 @@
 //!
 //! A guest's clock is known to half the trip of an answer. Where guests take all of the processors a trip takes a second, and seven of eight clocks
 //! stayed wrong: so for the time of a message its VM gets most of them. Services have a group each for the scheduler then
-//! (autogroups, sched(7)), and the group's priority counts as well. Where an operator has weights for units, those count and this does nothing.
+//! (autogroups, sched(7)), and the group's priority counts as well. It waits until no VM stands, for 10 s at most. Where an operator has weights for units, those count and this does nothing.
 
 use std::fs;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use crate::first::FEW;
 use rustix::process::{Pid, getpriority_process, setpriority_process};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// About nine times the share of others (Linux, `sched_prio_to_weight`): VMs that run again still get a part.
 const URGENT: i32 = -10;
@@ -34,6 +35,28 @@ static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     Arc::new(Semaphore::new(processors.min(Semaphore::MAX_PERMITS)))
 });
+
+/// How long clocks wait for VMs that stand.
+const FOR_OTHERS: Duration = Duration::from_secs(10);
+/// Whether a VM stands that a maintenance has.
+static STANDING: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::Sender::new(false));
+
+/// Whether VMs stand now.
+pub(crate) fn vms_stand(stand: bool) {
+    STANDING.send_if_modified(|before| std::mem::replace(before, stand) != stand);
+}
+
+/// Until no VM stands, for a while at most: what puts a clock right takes a processor from them where those are few.
+pub(crate) async fn nobody_stands() {
+    if std::thread::available_parallelism().is_ok_and(|processors| processors.get() <= FEW) {
+        wait_for_others(FOR_OTHERS).await;
+    }
+}
+
+async fn wait_for_others(limit: Duration) {
+    // Neither end of the wait is an error: whoever waited goes on.
+    drop(tokio::time::timeout(limit, STANDING.subscribe().wait_for(|stand| !stand)).await);
+}
 
 /// A process's turn to be urgent, until it is dropped.
 #[derive(Debug)]
@@ -150,6 +173,24 @@ mod tests {
         assert_eq!(of(pid), 5, "an operator's own choice");
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn clocks_wait_for_vms_that_stand_and_not_for_ever() {
+        wait_for_others(Duration::MAX).await;
+        vms_stand(true);
+        wait_for_others(Duration::from_millis(20)).await;
+        let (waited, ()) = tokio::join!(
+            async {
+                wait_for_others(Duration::MAX).await;
+                *STANDING.borrow()
+            },
+            async {
+                tokio::task::yield_now().await;
+                vms_stand(false);
+            }
+        );
+        assert!(!waited);
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use fermata_vmm::qga::{GuestTime, Qga, QgaError};
 use fermata_vmm::qmp::RtcResetReinjection;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::urgency::Turn;
+use crate::urgency::{self, Turn};
 use crate::vms::{VmError, Vms};
 
 /// How long the guest's agent may take for one message.
@@ -36,6 +36,7 @@ pub(super) async fn correct(vms: &Vms, name: &VmName, patience: Duration) -> Res
     }
     let path = Paths::in_folder(&live.runtime().dir).guest_agent();
     let pid = live.process().identity().pid;
+    urgency::nobody_stands().await;
     let mut task = ClockTask::new(now(), patience);
     let mut channel: Option<Qga> = None;
     let mut limit = LIMIT;

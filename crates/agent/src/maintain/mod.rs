@@ -41,6 +41,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::first;
+use crate::urgency;
 use crate::vms::{VmError, Vms};
 
 /// Why a maintenance was not begun, or cannot be shown.
@@ -370,6 +371,7 @@ struct Driver {
 impl Driver {
     async fn run(mut self, first: Vec<Act>) {
         let mut ends = self.shell.vms.hear_of_ends();
+        urgency::vms_stand(self.maintenance.state().in_pause());
         self.begin(first);
         while self.maintenance.state().outcome.is_none() {
             let wake = self.maintenance.wake_at(time::now());
@@ -396,6 +398,8 @@ impl Driver {
                 // When the journal has it, and not before: an agent that ends in between would leave the pause to be guessed.
                 first::arrives(&vm);
             }
+            // Before what follows from it begins.
+            urgency::vms_stand(self.maintenance.state().in_pause());
             self.begin(acts);
             let state = self.maintenance.state();
             match (state.in_pause(), state.a_clock_is_behind()) {
@@ -404,6 +408,7 @@ impl Driver {
                 (false, false) => first::let_others_start("no VM stands"),
             }
         }
+        urgency::vms_stand(false);
         while self.running.join_next().await.is_some() {}
         let state = self.maintenance.state().clone();
         dead_man::end(&self.shell, &state.order.id).await;
