@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  kernel ─► initial RAM disk ─► here, as process 1 ─► agent ─► VMs run ─► agent ends ─► /sbin/init ─► fermata-first.target ─► ...
-//!                                  │  modules, first.d   (or it ended, was stopped, or a minute passed)       ▲
+//!                                  │  modules, first.d   (or it failed twice, or a minute passed)             ▲
 //!                                  └──────────────────────── whatever fails here ─────────────────────────────┘
 //! ```
 //!
@@ -39,6 +39,8 @@ const ENVIRONMENT: &str = "/etc/fermata/first.env";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// After this the host starts whatever VMs do.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How often the agent is started. One that was killed while VMs stand goes on by the journal much sooner than one that a service manager starts.
+const STARTS: usize = 2;
 /// How long modules may take.
 const FOR_MODULES: Duration = Duration::from_secs(20);
 /// Tells a process that it is to load modules and nothing else.
@@ -89,9 +91,18 @@ pub fn main() -> ExitCode {
     load_modules(note.as_ref());
     say("modules are there");
     let mut hooks = start_hooks();
-    match urgency::started(|| agent().spawn()) {
-        Ok(child) => wait_for(&child),
-        Err(error) => say(&format!("the agent cannot be started: {error}")),
+    let limit = Instant::now() + LIMIT;
+    for _ in 0..STARTS {
+        let ended_well = match urgency::started(|| agent().spawn()) {
+            Ok(child) => wait_for(&child, limit),
+            Err(error) => {
+                say(&format!("the agent cannot be started: {error}"));
+                true
+            }
+        };
+        if ended_well || Instant::now() >= limit {
+            break;
+        }
     }
     // The host may do the same once more, not at the same time.
     await_all(&mut hooks, END);
@@ -264,10 +275,10 @@ fn agent() -> Command {
     agent
 }
 
-/// Until the agent has ended. One that was stopped, or takes longer than the limit, is ended: the next one goes on.
-fn wait_for(agent: &Child) {
-    let Some(agent) = pid_of(agent) else { return };
-    let start = Instant::now();
+/// Until the agent has ended; whether nothing speaks for another one here. One that was stopped, or takes longer than the limit, is ended: the next
+/// one goes on.
+fn wait_for(agent: &Child, limit: Instant) -> bool {
+    let Some(agent) = pid_of(agent) else { return true };
     let mut told = false;
     // One that ended meanwhile needs no signal.
     let end = |signal| kill_process(agent, signal).unwrap_or_default();
@@ -278,18 +289,21 @@ fn wait_for(agent: &Child) {
             Ok(Some((pid, status))) if pid == agent => {
                 let how = status.terminating_signal().map(|signal| format!("by signal {signal}"));
                 let how = how.unwrap_or_else(|| format!("with status {}", status.exit_status().unwrap_or_default()));
-                return say(&format!("the agent ended {how}"));
+                say(&format!("the agent ended {how}"));
+                return status.exit_status() == Some(0);
             }
             Ok(Some(_)) => continue,
-            Err(rustix::io::Errno::CHILD) => return,
+            Err(rustix::io::Errno::CHILD) => return true,
             Ok(None) | Err(_) => {}
         }
-        if start.elapsed() > LIMIT + 2 * END {
+        let late = Instant::now().saturating_duration_since(limit);
+        if late > 2 * END {
             // Not even that ended it. Whoever comes next waits until it gives up its authority.
-            return say("the agent does not end");
-        } else if start.elapsed() > LIMIT + END {
+            say("the agent does not end");
+            return true;
+        } else if late > END {
             end(Signal::KILL);
-        } else if start.elapsed() > LIMIT && !std::mem::replace(&mut told, true) {
+        } else if !late.is_zero() && !std::mem::replace(&mut told, true) {
             say("VMs still stand, or their clocks are behind");
             end(Signal::TERM);
         }
