@@ -62,6 +62,8 @@ async fn wait_for_others(limit: Duration) {
 #[derive(Debug)]
 pub(crate) struct Turn {
     pid: i32,
+    /// Whether it was made urgent here: an operator's choice is not to be undone.
+    begun: bool,
     _turn: Option<OwnedSemaphorePermit>,
 }
 
@@ -69,8 +71,7 @@ impl Turn {
     /// Waits for a turn of this process, and makes it urgent. One that has a priority of its own already keeps that.
     pub(crate) async fn of(pid: i32) -> Self {
         let turn = Arc::clone(&TURNS).acquire_owned().await.ok();
-        begins(pid);
-        Self { pid, _turn: turn }
+        Self { pid, begun: begins(pid), _turn: turn }
     }
 
     /// Awaits something in this turn; what takes longer than a turn goes on without it.
@@ -92,19 +93,22 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        ends(self.pid);
+        if self.begun {
+            ends(self.pid);
+        }
     }
 }
 
-/// A process is urgent from now on, unless somebody gave it a priority.
-fn begins(pid: i32) {
-    let Some(process) = Pid::from_raw(pid) else { return };
+/// A process is urgent from now on, unless somebody gave it a priority; whether it is.
+fn begins(pid: i32) -> bool {
+    let Some(process) = Pid::from_raw(pid) else { return false };
     if getpriority_process(Some(process)) != Ok(0) {
-        return;
+        return false;
     }
     let is_usual = |thread: &Pid| getpriority_process(Some(*thread)) == Ok(0);
     while threads(pid).any(|thread| is_usual(&thread) && setpriority_process(Some(thread), URGENT).is_ok()) {}
     set_group(pid, 0, URGENT);
+    true
 }
 
 /// The priority of a process's group, where it has one that is `from` now: `/autogroup-7 nice 0` (Linux, `kernel/sched/autogroup.c`).
@@ -207,10 +211,12 @@ mod tests {
         };
         let of = |pid| getpriority_process(Pid::from_raw(pid)).unwrap();
         let group = |pid: i32| fs::read_to_string(format!("/proc/{pid}/autogroup")).unwrap_or_default();
-        let ((mut usual, pid), (mut own, chosen)) = (sleep(0), sleep(5));
+        let ((mut usual, pid), (mut own, chosen), (mut same, alike)) = (sleep(0), sleep(5), sleep(URGENT));
         assert_eq!(Turn::of(pid).await.spent_on(async { of(pid) }).await, URGENT);
         assert_eq!(of(pid), 0);
         assert_eq!(Turn::of(chosen).await.spent_on(async { of(chosen) }).await, 5, "an operator's own choice");
+        drop(Turn::of(alike).await);
+        assert_eq!(of(alike), URGENT, "an operator's own choice");
         let late = async {
             while of(pid) != 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -220,7 +226,7 @@ mod tests {
         let (priority, turns, told) = Turn::of(pid).await.within(Duration::from_millis(20), late).await;
         assert!(priority == 0 && !told.contains("-10"), "{priority} {told}");
         assert_eq!(turns, std::thread::available_parallelism().unwrap().get(), "given up");
-        for child in [&mut usual, &mut own] {
+        for child in [&mut usual, &mut own, &mut same] {
             child.kill().unwrap();
             child.wait().unwrap();
         }

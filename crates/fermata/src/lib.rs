@@ -111,7 +111,7 @@ enum Command {
 }
 
 /// The commands that machines start, some of them while VMs stand. A parser of these alone is made sooner than one of everything that
-/// `fermata` can do, by a twentieth of a second where nothing is in memory yet and processors are emulated.
+/// `fermata` can do, by 16 to 20 ms on an emulated processor, and more where nothing is in memory yet.
 #[derive(Debug, Parser)]
 #[command(name = "fermata")]
 struct Started {
