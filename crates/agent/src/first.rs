@@ -25,6 +25,7 @@ pub(crate) mod init;
 mod log;
 mod mapped;
 pub(crate) mod metadata;
+mod unpacked;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;

@@ -36,6 +36,8 @@ const HOST: &[&str] = &[
     "qemu-guest-agent",
     "ovmf",
     "kexec-tools",
+    "xz-utils",
+    "zstd",
     "ndctl",
     "busybox-static",
     "socat",

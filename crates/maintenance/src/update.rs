@@ -95,6 +95,9 @@ pub struct KernelChange {
     /// The VMM that continues the VMs in the new kernel; the one they run on when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmm: Option<VmmVersion>,
+    /// Whether the image is entered as it is, rather than unpacked before the pause.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub as_is: bool,
 }
 
 impl Change {

@@ -30,9 +30,13 @@ pub const FIRST: &str = "fermata-probe: first ";
 /// Jumps into a kernel whose initial RAM disk holds nothing but this program. Nothing is synced, nothing stopped: for hosts of a lab.
 ///
 /// # Errors
-/// The kernel is not taken.
-pub fn jump(kernel: &Path, initrd: &Path, cmdline: &str) -> io::Result<()> {
-    kexec::load(kernel, Some(initrd), cmdline).map_err(io::Error::other)?;
+/// The kernel is not taken, or shall be unpacked before and cannot be.
+pub fn jump(kernel: &Path, initrd: &Path, cmdline: &str, unpacked: bool) -> io::Result<()> {
+    if !unpacked {
+        kexec::load(kernel, Some(initrd), cmdline).map_err(io::Error::other)?;
+    } else if let Some(why) = kexec::load_unpacked(kernel, Some(initrd), cmdline).map_err(io::Error::other)? {
+        return Err(io::Error::other(why));
+    }
     let khz = clock::measure_tsc_khz(Duration::from_millis(500));
     let mut console = OpenOptions::new().write(true).open("/dev/console")?;
     let line = format!("\n{LEFT}{} {khz}\n", rdtsc());

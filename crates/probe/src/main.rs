@@ -76,7 +76,10 @@ fn run(words: &[&str]) -> Result<(), Box<dyn Error>> {
         }
         ["bare-suspend", folder, file] => println!("{}", bare::suspend(Path::new(folder), Path::new(file))?),
         ["bare-wake", folder, file] => println!("{}", bare::wake(Path::new(folder), Path::new(file))?),
-        ["jump", kernel, initrd, cmdline] => floor::jump(Path::new(kernel), Path::new(initrd), cmdline)?,
+        ["jump", kernel, initrd, cmdline] => floor::jump(Path::new(kernel), Path::new(initrd), cmdline, false)?,
+        ["jump-unpacked", kernel, initrd, cmdline] => {
+            floor::jump(Path::new(kernel), Path::new(initrd), cmdline, true)?;
+        }
         ["unload"] => fermata_vault::kexec::unload()?,
         ["flip", device, part] => {
             let part = match *part {

@@ -1,9 +1,15 @@
 //! Loading another kernel and jumping into it.
 //!
 //! `kexec_file_load(2)` and `reboot(2)`; the kernel itself checks the image. Nothing of user space is stopped on the way: what
-//! must be on a disk is synced before.
+//! must be on a disk is synced before. A kernel that shall be entered while VMs stand is unpacked first where that can be done ([`load_unpacked`]).
 
-#![expect(unsafe_code, reason = "kexec_file_load is in no safe library")]
+#![expect(unsafe_code, reason = "kexec_file_load and kexec_load are in no safe library")]
+
+mod image;
+mod kernel;
+mod params;
+mod place;
+mod unpacked;
 
 use std::ffi::CString;
 use std::fs::File;
@@ -77,6 +83,18 @@ pub fn load(image: &Path, initrd: Option<&Path>, cmdline: &str) -> Result<(), Ke
         )
     };
     if loaded == 0 { Ok(()) } else { Err(refused("load the kernel")) }
+}
+
+/// Loads a kernel to be entered by [`jump`], unpacked, so that the jump takes less time; as [`load`] where that cannot be done, and then says why.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_unpacked(image: &Path, initrd: Option<&Path>, cmdline: &str) -> Result<Option<String>, KexecError> {
+    let read = |path: &Path| std::fs::read(path).map_err(|source| KexecError::File { path: path.to_owned(), source });
+    match unpacked::load(&read(image)?, initrd.map(read).transpose()?, cmdline) {
+        Ok(()) => Ok(None),
+        Err(why) => load(image, initrd, cmdline).map(|()| Some(why)),
+    }
 }
 
 /// Forgets the kernel that was loaded, if one was.

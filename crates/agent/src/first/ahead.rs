@@ -2,7 +2,7 @@
 //! of the disk will be needed.
 //!
 //! ```text
-//!  before the pause:  modprobe --show-depends, pages of VMMs and agent ──► first.json (synced)
+//!  before the pause:  modprobe --show-depends (unpacked), pages of VMMs and agent ──► first.json (synced)
 //!  after the jump:    first.json of this kernel ──► modules asked of the disk and loaded by the kernel at once, programs asked for meanwhile
 //!                     none, or something of it fails ──► modprobe, which finds out for itself
 //! ```
@@ -22,6 +22,7 @@ use rustix::system::finit_module;
 use serde::{Deserialize, Serialize};
 
 use super::mapped::{self, Part};
+use super::unpacked::Copies;
 use crate::vaults;
 
 /// Where the note is: the first program reads no configuration.
@@ -62,7 +63,11 @@ impl Note {
     /// For a kernel, with what these processes have in memory of their files. Where one module cannot be looked up, all are left to
     /// `modprobe` after the jump.
     pub(crate) fn of(release: &str, processes: &[i32]) -> Self {
-        let modules = modules(release).unwrap_or_default();
+        let mut modules = modules(release).unwrap_or_default();
+        match Copies::begin() {
+            Ok(copies) => modules.iter_mut().for_each(|module| module.file = copies.of(&module.file)),
+            Err(error) => tracing::warn!(%error, "no copies of modules; the next kernel unpacks them"),
+        }
         Self { release: release.to_owned(), modules, parts: mapped::by(processes) }
     }
 

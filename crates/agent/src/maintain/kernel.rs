@@ -83,7 +83,7 @@ pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
         let mut target = Target::of(&kernel, vault.as_deref(), &files, boot)?;
         let steps = Steps::of(&config, &disks);
         target.cmdline = steps.in_words(&target.cmdline);
-        kexec::load(&target.image, target.initrd.as_deref(), &target.cmdline).map_err(|e| e.to_string())?;
+        target.load(kernel.as_is)?;
         if steps.alone()
             && let Err(error) = Note::of(&target.release, &alike).write()
         {
@@ -128,6 +128,21 @@ impl Target {
             usual.is_file().then_some(usual)
         });
         Ok(Self { image: kernel.image.clone(), initrd, cmdline, release })
+    }
+
+    /// Loads it; unless it is to be entered as it is, what can be done before the jump is done here.
+    fn load(&self, as_is: bool) -> Result<(), String> {
+        let (image, initrd, cmdline) = (&self.image, self.initrd.as_deref(), &self.cmdline);
+        let why = if as_is {
+            kexec::load(image, initrd, cmdline).map(|()| Some("the update says so".to_owned()))
+        } else {
+            kexec::load_unpacked(image, initrd, cmdline)
+        };
+        match why.map_err(|e| e.to_string())? {
+            Some(why) => tracing::info!(why, "the kernel is entered as it is, and unpacks itself while VMs stand"),
+            None => tracing::info!("the kernel is unpacked already"),
+        }
+        Ok(())
     }
 }
 

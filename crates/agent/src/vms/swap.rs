@@ -37,6 +37,7 @@ use super::start::{READY_LIMIT, make_dir};
 use super::{Slot, VmError, Vms, check};
 use crate::inventory::{Runtime, VmRecord};
 use crate::links::Side;
+use crate::urgency::Haste;
 
 /// How long a VMM may take to end that was told to.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -54,6 +55,8 @@ pub(super) struct Beside {
     gate: AsyncMutex<Gate>,
     /// Whether the VM's vCPUs may have run in it: once they have, no other VMM's picture of the VM is true any more.
     may_have_run: AtomicBool,
+    /// While the VM stands between the two.
+    haste: Mutex<Option<Haste>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +72,10 @@ impl Beside {
 
     fn set_qmp(&self, qmp: Qmp) {
         *self.qmp.lock().unwrap_or_else(PoisonError::into_inner) = Some(qmp);
+    }
+
+    fn hurry(&self, haste: Option<Haste>) -> Option<Haste> {
+        std::mem::replace(&mut *self.haste.lock().unwrap_or_else(PoisonError::into_inner), haste)
     }
 }
 
@@ -144,6 +151,7 @@ impl Vms {
             qmp: Mutex::new(monitor),
             gate: AsyncMutex::new(Gate::Open),
             may_have_run: AtomicBool::new(false),
+            haste: Mutex::new(None),
         })
     }
 
@@ -167,6 +175,7 @@ impl Vms {
         let record = self.record(name).await?;
         let live = running(&slot, name, &record).await?;
         let beside = slot.beside().ok_or_else(|| VmError::NoneBeside(name.clone()))?;
+        beside.hurry(Some(Haste::between(live.process().pid(), beside.process.pid())));
         let handed = match way {
             Way::Transfer => self.transfer(&record, &live, &beside, limit).await?,
             Way::File => self.pass_file(&record, &live, &beside, limit).await?,
@@ -267,6 +276,9 @@ impl Vms {
                 return Err(failed(source));
             }
         };
+        if let Some(haste) = beside.hurry(None) {
+            haste.arrived();
+        }
         if let Some(old) = slot.live() {
             self.hand_frames_on(&old);
         }
@@ -329,6 +341,7 @@ impl Vms {
             qmp: Mutex::new(Some(old.qmp().clone())),
             gate: AsyncMutex::new(Gate::Shut),
             may_have_run: AtomicBool::new(true),
+            haste: Mutex::new(None),
         };
         let key = name.clone();
         self.db(move |db| db.change_over(&key)).await?;

@@ -20,7 +20,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    change, floor,
+    change,
+    floor::{self, Entry},
     measure::{self, Felt},
     naive,
 };
@@ -121,6 +122,8 @@ struct ByHand {
 #[derive(Debug, Default)]
 struct Measured {
     floors: BTreeMap<String, Vec<f64>>,
+    /// The same with a kernel that was unpacked before the jump, as Fermata enters it.
+    unpacked: BTreeMap<String, Vec<f64>>,
     jumps: Vec<Jump>,
     by_hand: Vec<ByHand>,
     notes: Vec<String>,
@@ -172,9 +175,11 @@ impl Bench<'_> {
     fn all(&mut self) -> Result<()> {
         for _ in 0..self.plan.floors {
             for kernel in [Kernel::Backports, Kernel::Stable] {
-                let ms = floor::measure(self.host, kernel)?;
-                self.say(&format!("floor, into the {kernel} kernel: {ms:.0} ms"));
+                let ms = floor::measure(self.host, kernel, Entry::AsIs)?;
+                let unpacked = floor::measure(self.host, kernel, Entry::Unpacked)?;
+                self.say(&format!("floor, into the {kernel} kernel: {ms:.0} ms; unpacked before: {unpacked:.0} ms"));
                 self.measured.floors.entry(kernel.to_string()).or_default().push(ms);
+                self.measured.unpacked.entry(kernel.to_string()).or_default().push(unpacked);
             }
         }
         for (vms, mib) in self.plan.companies.clone() {
@@ -273,7 +278,7 @@ impl Bench<'_> {
         let file = folder.join("kexec.json");
         let mut all = self.head.clone();
         let measured = &self.measured;
-        all["runs"] = json!({"floor_ms": measured.floors, "kexec": measured.jumps, "by_hand": measured.by_hand});
+        all["runs"] = json!({"floor_ms": measured.floors, "floor_unpacked_ms": measured.unpacked, "kexec": measured.jumps, "by_hand": measured.by_hand});
         all["summary"] = summary(measured);
         all["took_s"] = json!(self.began.elapsed().as_secs());
         fs::write(&file, serde_json::to_vec_pretty(&all)?).with_context(|| format!("write {}", file.display()))?;
@@ -292,7 +297,8 @@ impl Bench<'_> {
                 println!("  {key:<28} {value}");
             }
         }
-        println!("floor_ms {}\nnotes {}", summary["floor_ms"], summary["notes"]);
+        println!("floor_ms {}\nfloor_unpacked_ms {}", summary["floor_ms"], summary["floor_unpacked_ms"]);
+        println!("notes {}", summary["notes"]);
     }
 }
 
@@ -336,9 +342,11 @@ fn summary(measured: &Measured) -> Value {
             }),
         );
     }
-    let floors: BTreeMap<&str, Figures> =
-        measured.floors.iter().map(|(kernel, all)| (kernel.as_str(), Figures::of(all.iter().copied()))).collect();
-    json!({ "floor_ms": floors, "by_company": by_company, "notes": measured.notes })
+    let figures = |all: &BTreeMap<String, Vec<f64>>| -> BTreeMap<String, Figures> {
+        all.iter().map(|(kernel, all)| (kernel.clone(), Figures::of(all.iter().copied()))).collect()
+    };
+    let (floors, unpacked) = (figures(&measured.floors), figures(&measured.unpacked));
+    json!({ "floor_ms": floors, "floor_unpacked_ms": unpacked, "by_company": by_company, "notes": measured.notes })
 }
 
 #[cfg(test)]

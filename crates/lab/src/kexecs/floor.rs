@@ -11,11 +11,20 @@ use crate::{artifact, command::await_some, guests::cpio_entry, host::Host, spec:
 /// Where the host gets the initial RAM disk.
 const INITRD: &str = "/root/floor.initrd";
 
+/// How a kernel is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// By `kexec_file_load`, as everybody does: this is the floor.
+    AsIs,
+    /// Unpacked before, as Fermata does.
+    Unpacked,
+}
+
 /// Measures it once, in milliseconds; the host has no VMs, and is up again afterwards with the kernel it boots.
 ///
 /// # Errors
 /// The host does not jump, or does not come back.
-pub fn measure(host: &Host, kernel: Kernel) -> Result<f64> {
+pub fn measure(host: &Host, kernel: Kernel, entry: Entry) -> Result<f64> {
     let mut archive = Vec::new();
     cpio_entry(&mut archive, "init", 0o100_755, &fs::read(artifact::probe()?)?);
     cpio_entry(&mut archive, "TRAILER!!!", 0, &[]);
@@ -25,9 +34,10 @@ pub fn measure(host: &Host, kernel: Kernel) -> Result<f64> {
     fs::remove_file(&file)?;
     let (boot, image) = (host.boot_id()?, image(host, kernel)?);
     let seen = fs::metadata(host.console_log())?.len();
+    let jump = if entry == Entry::Unpacked { "jump-unpacked" } else { "jump" };
     // The connection ends with the kernel, so nothing waits on it.
     host.run(&format!(
-        "sync; systemd-run --quiet --collect fermata-probe jump {image} {INITRD} \"$(cat /proc/cmdline)\""
+        "sync; systemd-run --quiet --collect fermata-probe {jump} {image} {INITRD} \"$(cat /proc/cmdline)\""
     ))?;
     let ticks = await_some(UP, Duration::from_millis(200), || {
         if !host.is_running() {

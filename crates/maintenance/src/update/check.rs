@@ -185,6 +185,7 @@ struct RawChange {
     image: Option<PathBuf>,
     initrd: Option<PathBuf>,
     cmdline: Option<String>,
+    as_is: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -282,6 +283,7 @@ fn change(kind: &str, raw: RawChange) -> Result<Change, UpdateError> {
         ("image", raw.image.is_some(), &["kernel"]),
         ("initrd", raw.initrd.is_some(), &["kernel"]),
         ("cmdline", raw.cmdline.is_some(), &["kernel"]),
+        ("as_is", raw.as_is.is_some(), &["kernel"]),
     ];
     if !["package", "service", "vmm", "kernel"].contains(&kind) {
         return Err(UpdateError::UnknownKind(kind.to_owned()));
@@ -323,7 +325,8 @@ fn change(kind: &str, raw: RawChange) -> Result<Change, UpdateError> {
             if raw.cmdline.as_ref().is_some_and(|line| line.contains('\0')) {
                 return Err(UpdateError::Nul { place: "change.cmdline".to_owned() });
             }
-            Ok(Change::Kernel(KernelChange { image, initrd: raw.initrd, cmdline: raw.cmdline, vmm: raw.vmm }))
+            let as_is = raw.as_is.unwrap_or(false);
+            Ok(Change::Kernel(KernelChange { image, initrd: raw.initrd, cmdline: raw.cmdline, vmm: raw.vmm, as_is }))
         }
     }
 }

@@ -20,6 +20,7 @@ use super::super::live::Live;
 use super::super::{Slot, VmError, Vms};
 use super::{Beside, END_LIMIT, Gate, running};
 use crate::inventory::{Runtime, VmRecord};
+use crate::urgency;
 
 impl Vms {
     /// The new VMM died when the VM may have run in it: the old one's picture of the VM is history and must never run. The VM is
@@ -63,6 +64,9 @@ impl Vms {
         let new = beside.as_ref().map(|b| &b.process);
         let resumed = handover::take_back(live.qmp(), new, limit).await;
         let resumed = resumed.map_err(|source| VmError::TakeBack { name: name.clone(), source })?;
+        if let Some(haste) = beside.as_ref().and_then(|beside| beside.hurry(None)) {
+            haste.returned();
+        }
         self.steer(&self.ways(&record, live.runtime())).await?;
         if let Some(beside) = &beside {
             self.give_frames_back(beside).await;
@@ -139,6 +143,8 @@ impl Vms {
         // A successor that waits has no monitor yet; one that stands has answered long before this limit.
         let monitor = Paths::in_folder(&runtime.dir).qmp();
         let qmp = Qmp::connect(&monitor, Duration::from_millis(500)).await.ok();
+        // The agent before may have ended in the pause.
+        urgency::ends(process.pid());
         let successor = record.runtime.as_ref().is_some_and(|runs| runtime.generation > runs.generation);
         slot.set_beside(Some(Arc::new(Beside {
             process,
@@ -149,6 +155,7 @@ impl Vms {
             gate: AsyncMutex::new(if successor { Gate::Open } else { Gate::Shut }),
             // What the agent before did with it is not known here.
             may_have_run: AtomicBool::new(true),
+            haste: Mutex::new(None),
         })));
         Ok(())
     }
