@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "kexec_file_load and kexec_load are in no safe library")]
 
+mod efi;
 mod image;
 mod kernel;
 mod params;

@@ -13,6 +13,9 @@ const OLDEST: u16 = 0x020c;
 /// `xloadflags`, `XLF_KERNEL_64`: there is an entry in 64-bit mode.
 const KERNEL_64: u16 = 1;
 
+/// `XLF_5LEVEL_ENABLED`: it runs where paging has five levels.
+const FIVE_LEVELS: u16 = 0x40;
+
 /// The head of an image, checked.
 #[derive(Debug)]
 pub(super) struct Image<'a> {
@@ -53,6 +56,11 @@ impl<'a> Image<'a> {
     /// `init_size`: memory in one piece that the kernel uses before it looks at the memory map.
     pub(super) fn needs(&self) -> Result<u64, String> {
         self.u32(0x260).map(u64::from)
+    }
+
+    /// Whether it can be entered where paging has five levels: its boot code would change over to four for it.
+    pub(super) fn has_five_levels(&self) -> Result<bool, String> {
+        Ok(self.u16(0x236)? & FIVE_LEVELS != 0)
     }
 
     /// `kernel_alignment`, in bytes.

@@ -4,19 +4,25 @@
 //! ```text
 //!  0x0000  boot parameters (Documentation/arch/x86/zero-page.rst)
 //!  0x1000  instructions: rsi = boot parameters, jump
-//!  0x1040  random numbers for the kernel, in a list of one
-//!  0x1080  command line
+//!  0x1040  random numbers for the kernel, the first of a list
+//!  0x1080  EFI's tables, the second, where there is EFI
+//!  0x1100  command line
+//!          EFI's map of its memory
 //! ```
+
+use super::efi::{self, Efi};
 
 const PARAMETERS: usize = 0x1000;
 const INSTRUCTIONS: usize = PARAMETERS;
 const RANDOM: usize = 0x1040;
-const CMDLINE: usize = 0x1080;
+const TABLES: usize = 0x1080;
+const CMDLINE: usize = 0x1100;
 
 /// Fields of boot parameters.
 const SCREEN: std::ops::Range<usize> = 0x000..0x040;
 const ACPI_RSDP: std::ops::Range<usize> = 0x070..0x078;
 const EDID: std::ops::Range<usize> = 0x140..0x1c0;
+const SECURE_BOOT: std::ops::Range<usize> = 0x1ec..0x1ed;
 const E820_COUNT: usize = 0x1e8;
 const LOADER: usize = 0x210;
 const LOADFLAGS: usize = 0x211;
@@ -32,6 +38,8 @@ const KEXEC: u8 = 0xd0;
 const AT_RANDOM: u8 = 2;
 /// `SETUP_RNG_SEED`
 const SEED: u32 = 9;
+/// `SETUP_EFI`
+const EFI: u32 = 4;
 
 /// A piece of the memory map, as the firmware told it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +70,7 @@ impl Piece {
 }
 
 /// What boot parameters say.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Given<'a> {
     /// Those of the kernel that runs.
     pub(super) running: &'a [u8],
@@ -77,19 +85,24 @@ pub(super) struct Given<'a> {
     /// Whether its addresses were chosen at random.
     pub(super) at_random: bool,
     pub(super) random: [u8; 32],
+    pub(super) efi: Option<&'a Efi>,
 }
 
 impl Given<'_> {
     /// How much memory it takes.
     pub(super) fn size(&self) -> u64 {
-        (CMDLINE + self.cmdline.len() + 1) as u64
+        (self.map_from() + self.efi.map_or(0, |efi| efi.map.len())) as u64
+    }
+
+    fn map_from(&self) -> usize {
+        (CMDLINE + self.cmdline.len() + 1).next_multiple_of(8)
     }
 
     /// All of it, to be put at `at`, and where to begin.
     pub(super) fn at(&self, at: u64) -> Result<(Vec<u8>, u64), String> {
-        let mut all = vec![0; CMDLINE + self.cmdline.len() + 1];
+        let mut all = vec![0; usize::try_from(self.size()).map_err(|e| e.to_string())?];
         let mut put = |to: usize, bytes: &[u8]| all[to..to + bytes.len()].copy_from_slice(bytes);
-        for field in [SCREEN, ACPI_RSDP, EDID] {
+        for field in [SCREEN, ACPI_RSDP, EDID, SECURE_BOOT] {
             let told = self.running.get(field.clone()).ok_or("the running kernel's boot parameters are cut off")?;
             put(field.start, told);
         }
@@ -114,6 +127,15 @@ impl Given<'_> {
         put(RANDOM + 8, &SEED.to_le_bytes());
         put(RANDOM + 12, &(self.random.len() as u32).to_le_bytes());
         put(RANDOM + 16, &self.random);
+        if let Some(efi) = self.efi {
+            let setup = efi.setup();
+            put(RANDOM, &(at + TABLES as u64).to_le_bytes());
+            put(TABLES + 8, &EFI.to_le_bytes());
+            put(TABLES + 12, &(setup.len() as u32).to_le_bytes());
+            put(TABLES + 16, &setup);
+            put(efi::INFO.start, &efi.info(at + self.map_from() as u64));
+            put(self.map_from(), &efi.map);
+        }
         put(CMDLINE, self.cmdline.as_bytes());
         // movabs rsi, at; movabs rax, entry; jmp rax
         put(INSTRUCTIONS, &[0x48, 0xbe]);
@@ -151,6 +173,7 @@ mod tests {
             entry: 0x20_0000_1234,
             at_random: true,
             random: [5; 32],
+            efi: None,
         };
         let (all, first) = given.at(0x7100_0000).unwrap();
         assert_eq!(all.len() as u64, given.size());
@@ -158,13 +181,20 @@ mod tests {
         let long = |at: usize| u64::from_le_bytes(all[at..at + 8].try_into().unwrap());
         let word = |at: usize| u32::from_le_bytes(all[at..at + 4].try_into().unwrap());
         assert_eq!((all[0x70], all[0x1e8], all[0x211], &all[0x202..0x206]), (9, 2, 3, b"HdrS".as_slice()));
-        assert_eq!(all[0x1c0..0x1e0], [0; 32], "what this kernel made of EFI is not passed on");
+        assert_eq!(all[0x1c0..0x1e0], [0; 32], "nothing of EFI where there is none");
         assert_eq!((word(0x218), word(0x21c)), (0x7000_0000, 99));
         assert_eq!((long(0x2d0 + 20), long(0x2d0 + 28), word(0x2d0 + 36)), (0x10_0000, 0x10_0000, 1));
-        assert_eq!(&all[word(0x228) as usize - 0x7100_0000..], b"quiet\0");
+        assert!(all[word(0x228) as usize - 0x7100_0000..].starts_with(b"quiet\0"));
         let seed = usize::try_from(long(0x250)).unwrap() - 0x7100_0000;
         assert_eq!((long(seed), word(seed + 8), word(seed + 12), all[seed + 16]), (0, 9, 32, 5));
         assert_eq!((long(0x1002), long(0x100c)), (0x7100_0000, 0x20_0000_1234));
+        let efi = Efi::like(vec![3; 80]);
+        let (told, _) = Given { efi: Some(&efi), ..given }.at(0x7100_0000).unwrap();
+        let long = |at: usize| u64::from_le_bytes(told[at..at + 8].try_into().unwrap());
+        let tables = usize::try_from(long(seed)).unwrap() - 0x7100_0000;
+        assert_eq!((long(tables), told[tables + 8], told[tables + 12]), (0, 4, 96), "the last of the list");
+        assert_eq!(told[usize::try_from(long(0x1d0)).unwrap() & 0xff_ffff..], [3; 80]);
+        let given = Given { efi: None, ..given };
         let many = vec![map[0].clone(); 129];
         assert!(Given { map: &many, ..given }.at(0).is_err());
     }

@@ -5,8 +5,8 @@
 //!  here              unpacked, addresses chosen, moved ─► jump ───────────────────────────────────► kernel proper
 //! ```
 //!
-//! Where the boot code does more than that (firmware with EFI, paging of five levels, encrypted memory), where signatures are asked for, or where
-//! anything is not as it is known to be, the image is loaded as it is by `kexec_file_load`, which is always right. Why is told.
+//! Where the boot code does more than that (encrypted memory), where signatures are asked for, or where anything is not as it is known to be, the
+//! image is loaded as it is by `kexec_file_load`, which is always right. Why is told.
 //!
 //! Invariant: what is loaded is put into memory that [`super::place::Free`] gives, never into a vault.
 
@@ -14,11 +14,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
+use super::efi::Efi;
 use super::image::Image;
 use super::kernel::Kernel;
 use super::params::{Given, Piece};
 use super::place::Free;
 
+/// Kernel command line: the kernel changes over to encrypted memory as it starts.
+const ENCRYPTED: &str = "mem_encrypt=on";
 /// `PAGE_SIZE`
 const PAGE: u64 = 4096;
 
@@ -53,27 +56,22 @@ impl Dice {
 /// What this host says of itself.
 #[derive(Debug)]
 struct Host {
+    cmdline: String,
     iomem: String,
     map: Vec<Piece>,
     parameters: Vec<u8>,
+    efi: Option<Efi>,
+    /// Whether paging has five levels.
+    five_levels: bool,
 }
 
 impl Host {
     /// This one; an error is what keeps it from entering an unpacked kernel.
     fn this() -> Result<Self, String> {
         let text = |path: &str| fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
-        if Path::new("/sys/firmware/efi").exists() {
-            return Err("its firmware is EFI, whose state only kexec_file_load passes on".to_owned());
-        }
         let features = text("/proc/cpuinfo")?;
         let features = features.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-        for (word, what) in
-            [("la57", "paging has five levels"), ("sme", "memory may be encrypted"), ("sev", "memory may be encrypted")]
-        {
-            if features.split_whitespace().any(|feature| feature == word) {
-                return Err(format!("{what} ({word})"));
-            }
-        }
+        let five_levels = features.split_whitespace().any(|feature| feature == "la57");
         let mut map = Vec::new();
         let folder = Path::new("/sys/firmware/memmap");
         while let Ok(start) = fs::read_to_string(folder.join(map.len().to_string()).join("start")) {
@@ -83,7 +81,9 @@ impl Host {
         }
         let parameters = "/sys/kernel/boot_params/data";
         let parameters = fs::read(parameters).map_err(|error| format!("{parameters}: {error}"))?;
-        Ok(Self { iomem: text("/proc/iomem")?, map, parameters })
+        let folder = Path::new("/sys/firmware/efi");
+        let efi = folder.exists().then(|| Efi::of(folder, &parameters)).transpose()?;
+        Ok(Self { cmdline: text("/proc/cmdline")?, iomem: text("/proc/iomem")?, map, parameters, efi, five_levels })
     }
 }
 
@@ -104,7 +104,13 @@ fn lay_out(
     cmdline: &str,
     dice: Dice,
 ) -> Result<(Vec<Segment>, u64), String> {
+    if [host.cmdline.as_str(), cmdline].iter().any(|line| line.split_whitespace().any(|word| word == ENCRYPTED)) {
+        return Err(format!("memory is encrypted (`{ENCRYPTED}`)"));
+    }
     let image = Image::of(image)?;
+    if host.five_levels && !image.has_five_levels()? {
+        return Err("paging has five levels here, and it knows four".to_owned());
+    }
     let mut kernel = Kernel::of(&image.unpacked()?, image.linked_for()?)?;
     let (alignment, needs) = (image.alignment()?, image.needs()?.max(kernel.size()));
     let mut free = Free::of(&host.iomem, cmdline)?;
@@ -126,6 +132,7 @@ fn lay_out(
         entry: at + kernel.entry,
         at_random: slides > 0,
         random: dice.seed,
+        efi: host.efi.as_ref(),
     };
     let parameters = free.highest(given.size()).ok_or_else(no_room)?;
     let (bytes, first) = given.at(parameters)?;
