@@ -10,7 +10,14 @@
 //!          EFI's map of its memory
 //! ```
 
+use std::ops::Range;
+
 use super::efi::{self, Efi};
+
+/// `E820_TYPE_RAM`
+const MEMORY: u32 = 1;
+/// `E820_TYPE_RESERVED`
+const RESERVED: u32 = 2;
 
 const PARAMETERS: usize = 0x1000;
 const INSTRUCTIONS: usize = PARAMETERS;
@@ -19,10 +26,10 @@ const TABLES: usize = 0x1080;
 const CMDLINE: usize = 0x1100;
 
 /// Fields of boot parameters.
-const SCREEN: std::ops::Range<usize> = 0x000..0x040;
-const ACPI_RSDP: std::ops::Range<usize> = 0x070..0x078;
-const EDID: std::ops::Range<usize> = 0x140..0x1c0;
-const SECURE_BOOT: std::ops::Range<usize> = 0x1ec..0x1ed;
+const SCREEN: Range<usize> = 0x000..0x040;
+const ACPI_RSDP: Range<usize> = 0x070..0x078;
+const EDID: Range<usize> = 0x140..0x1c0;
+const SECURE_BOOT: Range<usize> = 0x1ec..0x1ed;
 const E820_COUNT: usize = 0x1e8;
 const LOADER: usize = 0x210;
 const LOADFLAGS: usize = 0x211;
@@ -56,17 +63,36 @@ impl Piece {
         let (start, end) = (number(start)?, number(end)?);
         // include/uapi/asm/e820.h; what is not known is nobody's.
         let kind = match kind.trim() {
-            "System RAM" => 1,
+            "System RAM" => MEMORY,
             "ACPI Tables" => 3,
             "ACPI Non-volatile Storage" => 4,
             "Unusable memory" => 5,
             "Persistent Memory" => 7,
             "Persistent Memory (legacy)" => 12,
             "Soft Reserved" => 0xefff_ffff,
-            _ => 2,
+            _ => RESERVED,
         };
         Some(Self { start, size: end.checked_sub(start)?.checked_add(1)?, kind })
     }
+}
+
+/// A memory map in which these ranges are reserved, where it has memory there.
+pub(super) fn less(map: Vec<Piece>, reserved: &[Range<u64>]) -> Vec<Piece> {
+    let memory = |piece: &Piece| piece.kind == MEMORY;
+    reserved.iter().fold(map, |map, taken| {
+        let split = |piece: Piece| {
+            let (start, end) = (piece.start, piece.start.saturating_add(piece.size));
+            let (from, to) = (taken.start.clamp(start, end), taken.end.clamp(start, end));
+            let parts = if memory(&piece) && from < to {
+                [(start, from, MEMORY), (from, to, RESERVED), (to, end, MEMORY)]
+            } else {
+                [(start, end, piece.kind), (end, end, 0), (end, end, 0)]
+            };
+            let filled = parts.into_iter().filter(|(start, end, _)| start < end);
+            filled.map(|(start, end, kind)| Piece { start, size: end - start, kind })
+        };
+        map.into_iter().flat_map(split).collect()
+    })
 }
 
 /// What boot parameters say.
@@ -151,6 +177,14 @@ impl Given<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_reserved_is_memory_no_longer_and_nothing_else_changes() {
+        let piece = |start, size, kind| Piece { start, size, kind };
+        let map = vec![piece(0, 100, 1), piece(100, 50, 3), piece(150, 50, 1)];
+        let expected = [piece(0, 40, 1), piece(40, 10, 2), piece(50, 50, 1), piece(100, 50, 3), piece(150, 50, 2)];
+        assert_eq!(less(map, &[40..50, 120..130, 150..300]), expected);
+    }
 
     #[test]
     fn fields_are_where_the_kernel_looks_for_them() {

@@ -11,6 +11,29 @@ const LOWEST: u64 = 0x100_0000;
 const HIGHEST: u64 = 1 << 32;
 const PAGE: u64 = 4096;
 
+/// A line of `/proc/iomem`: the range, its name, and whether it is within another.
+type Line<'a> = (Range<u64>, &'a str, bool);
+
+fn line(line: &str) -> Result<Option<Line<'_>>, String> {
+    let Some((range, name)) = line.split_once(" : ") else { return Ok(None) };
+    let parsed = range.trim().split_once('-').and_then(|(from, to)| {
+        Some(u64::from_str_radix(from, 16).ok()?..u64::from_str_radix(to, 16).ok()?.checked_add(1)?)
+    });
+    let range = parsed.ok_or_else(|| format!("/proc/iomem: `{line}`"))?;
+    Ok(Some((range, name, line.starts_with(' '))))
+}
+
+/// What the running kernel does not use as memory, whatever the firmware's map says: tables of EFI, for example.
+pub(super) fn reserved(iomem: &str) -> Result<Vec<Range<u64>>, String> {
+    let mut all = Vec::new();
+    for text in iomem.lines() {
+        if let Some((range, "Reserved", false)) = line(text)? {
+            all.push(range);
+        }
+    }
+    Ok(all)
+}
+
 /// Memory that may be overwritten once this kernel is left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Free(Vec<Range<u64>>);
@@ -19,16 +42,12 @@ impl Free {
     /// By `/proc/iomem`, and what the next kernel's command line sets aside.
     pub(super) fn of(iomem: &str, cmdline: &str) -> Result<Self, String> {
         let mut free = Self(Vec::new());
-        for line in iomem.lines() {
-            let Some((range, name)) = line.split_once(" : ") else { continue };
-            let parsed = range.trim().split_once('-').and_then(|(from, to)| {
-                Some(u64::from_str_radix(from, 16).ok()?..u64::from_str_radix(to, 16).ok()?.checked_add(1)?)
-            });
-            let range = parsed.ok_or_else(|| format!("/proc/iomem: `{line}`"))?;
-            match (line.starts_with(' '), name) {
-                (false, "System RAM") => free.0.push(range.start.max(LOWEST)..range.end.min(HIGHEST)),
-                (true, own) if own.starts_with("Kernel ") => {}
-                _ => free.take(&range),
+        for text in iomem.lines() {
+            match line(text)? {
+                Some((range, "System RAM", false)) => free.0.push(range.start.max(LOWEST)..range.end.min(HIGHEST)),
+                Some((_, own, true)) if own.starts_with("Kernel ") => {}
+                Some((range, ..)) => free.take(&range),
+                None => {}
             }
         }
         for word in cmdline.split_whitespace() {
@@ -139,6 +158,11 @@ mod tests {
         let expected =
             [mib(16)..0x3000_0000, 0x4000_0000..0x5000_0000, 0x5010_0000..0x7000_0000, 0x7000_1000..0x7ffe_0000];
         assert_eq!(free.0, expected);
+    }
+
+    #[test]
+    fn what_the_running_kernel_reserves_is_told() {
+        assert_eq!(reserved(IOMEM).unwrap(), [0..0x1000, 0x7ffe_0000..0x8000_0000]);
     }
 
     #[test]

@@ -17,8 +17,8 @@ use std::path::Path;
 use super::efi::Efi;
 use super::image::Image;
 use super::kernel::Kernel;
-use super::params::{Given, Piece};
-use super::place::Free;
+use super::params::{self, Given, Piece};
+use super::place::{self, Free};
 
 /// Kernel command line: the kernel changes over to encrypted memory as it starts.
 const ENCRYPTED: &str = "mem_encrypt=on";
@@ -83,7 +83,9 @@ impl Host {
         let parameters = fs::read(parameters).map_err(|error| format!("{parameters}: {error}"))?;
         let folder = Path::new("/sys/firmware/efi");
         let efi = folder.exists().then(|| Efi::of(folder, &parameters)).transpose()?;
-        Ok(Self { cmdline: text("/proc/cmdline")?, iomem: text("/proc/iomem")?, map, parameters, efi, five_levels })
+        let iomem = text("/proc/iomem")?;
+        let map = params::less(map, &place::reserved(&iomem)?);
+        Ok(Self { cmdline: text("/proc/cmdline")?, iomem, map, parameters, efi, five_levels })
     }
 }
 
