@@ -49,6 +49,7 @@ fn vms_keep_everything_while_the_hosts_kernel_changes() {
     let kernel = host.run("uname -r").unwrap();
     assert!(kernel.starts_with("6.12"), "{kernel}");
     let before = measure::before(host, peer, &guests).unwrap();
+    one_module_is_packed(host);
 
     let report = change::apply(host, &change::update(host, Kernel::Backports).unwrap()).unwrap();
     println!("kexec report: {report:#}");
@@ -72,7 +73,24 @@ fn vms_keep_everything_while_the_hosts_kernel_changes() {
     the_report_is_a_page_that_needs_nothing_else(host, report["maintenance"].as_str().unwrap());
     assert_eq!(host.run("pgrep -c qemu-system").unwrap().trim(), "2", "one VMM each");
     vms_came_first_and_are_within_their_limits(host);
+    nothing_was_unpacked_while_vms_stood(host);
     lab.down().unwrap();
+}
+
+/// As Debian's package has them all; the lab's image has them unpacked.
+fn one_module_is_packed(host: &Host) {
+    host.run("cd /usr/lib/modules/7.* && xz kernel/drivers/net/tun.ko && depmod ${PWD##*/}").unwrap();
+}
+
+/// The next kernel and its module were unpacked before the jump, and the kernel's addresses were chosen at random.
+fn nothing_was_unpacked_while_vms_stood(host: &Host) {
+    let said = host.run("journalctl --no-pager -q -o cat -u fermata-agent").unwrap();
+    assert!(said.contains("the kernel is unpacked already"), "{said}");
+    assert_eq!(host.run("ls /var/lib/fermata/modules").unwrap().trim(), "tun.ko");
+    // `loadflags`, bit 1: `KASLR_FLAG` (Documentation/arch/x86/boot.rst).
+    let flags: u8 = host.run("od -An -tu1 -j529 -N1 /sys/kernel/boot_params/data").unwrap().trim().parse().unwrap();
+    assert_eq!(flags & 2, 2, "addresses at random");
+    println!("{}", host.run("grep ' _text$' /proc/kallsyms; grep 'Kernel code' /proc/iomem").unwrap());
 }
 
 /// The VMMs were started before there was a service manager; it has them now.

@@ -230,8 +230,11 @@ impl Maintain {
             Change::Vmm { version, binary, .. } => binary.clone().map(|binary| (*version, binary)),
             _ => None,
         };
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        // More VMs at once would only stand longer each, and their rehearsals keep the host from answering.
+        update.parallelism = update.parallelism.min(u16::try_from(processors).unwrap_or(u16::MAX));
         // One more than processors: while one waits for its disk, another can work.
-        let restores = std::thread::available_parallelism().map_or(1, usize::from) + 1;
+        let restores = processors + 1;
         let order = Order::new(id.clone(), update, choice, gate)?.restoring_at_once(restores);
         if let Some(active) = self.active() {
             return Err(MaintainError::Busy(active.id));
