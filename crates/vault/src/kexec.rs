@@ -1,6 +1,6 @@
 //! Loading another kernel and jumping into it.
 //!
-//! `kexec_file_load(2)` and `reboot(2)`; the kernel itself checks the image. Nothing of user space is stopped on the way: what
+//! `kexec_file_load(2)`, whose image the kernel itself checks, `kexec_load(2)` and `reboot(2)`. Nothing of user space is stopped on the way: what
 //! must be on a disk is synced before. A kernel that shall be entered while VMs stand is unpacked first where that can be done ([`load_unpacked`]).
 
 #![expect(unsafe_code, reason = "kexec_file_load and kexec_load are in no safe library")]
