@@ -139,6 +139,9 @@ enum Bench {
         /// Changes of the kernel with each company.
         #[arg(long)]
         changes: Option<usize>,
+        /// Floors of each kernel; without any, there is no ratio.
+        #[arg(long)]
+        floors: Option<usize>,
     },
 }
 
@@ -240,9 +243,9 @@ fn run() -> Result<()> {
         Task::Bench(Bench::Swap { quick, swaps, in_a_row, many, sizes }) => {
             bench::run(&plan::plan(quick, &plan::Wishes { swaps, in_a_row, many, sizes })?)
         }
-        Task::Bench(Bench::Kexec { quick, companies, changes }) => {
+        Task::Bench(Bench::Kexec { quick, companies, changes, floors }) => {
             let plan = if quick { kexecs::bench::Plan::quick() } else { kexecs::bench::Plan::full() };
-            kexecs::bench::run(&plan.wished(&companies, changes)?)
+            kexecs::bench::run(&plan.wished(&companies, changes, floors)?)
         }
         Task::Faults(Faults::Swap { short, step, fault, go_on, minutes }) => {
             let (steps, all) =

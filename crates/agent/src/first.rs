@@ -1,7 +1,7 @@
 //! After a jump into another kernel the host comes up in steps: VMs first, everything else then.
 //!
 //! ```text
-//!  jump ──► first program of the kernel ([`init`]): the agent alone
+//!  jump ──► first program of the kernel (crate `first`): the agent alone
 //!             ├─ no VM stands any more, clocks are right ───┐
 //!             ├─ a VM waits for something of the host ──────┼──► systemd, with fermata-first.target:
 //!             ├─ a VM could not be restored at once ────────┤    an agent once more, and what was added to the target
@@ -21,10 +21,10 @@
 //! restores VMs there comes before VMs that run again ([`crate::urgency`]).
 
 pub(crate) mod ahead;
-pub(crate) mod init;
 mod log;
 mod mapped;
 pub(crate) mod metadata;
+pub(crate) mod ram;
 mod unpacked;
 
 use std::collections::BTreeSet;
@@ -35,20 +35,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fermata_first::{ALONE, CGROUPS, PROGRAM};
 use fermata_model::VmName;
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::process::Command;
 
 use crate::config::Config;
 
-pub use init::{is_called, main};
-
 /// Kernel command line: the first program.
 const INIT_KEY: &str = "init=";
-/// Ours: a name of this program.
-const INIT: &str = "/usr/lib/fermata/first";
-/// Tells the agent, in its environment, that there is no service manager yet.
-const ALONE: &str = "FERMATA_ALONE";
 /// Where a security module that labels processes by their start shows itself: it would not know those that start before its policy.
 const SELINUX: &str = "/sys/fs/selinux";
 
@@ -94,10 +89,10 @@ impl Steps {
         let few = std::thread::available_parallelism().is_ok_and(|count| count.get() <= FEW);
         let on_root = on_one_file_system(["/usr/bin".as_ref(), "/etc".as_ref(), config.state_dir.as_path()]);
         let first = few && on_root && installed(TARGET) && installed(OTHERS);
-        let unified = Path::new(crate::units::CGROUPS).join("cgroup.controllers").exists();
+        let unified = Path::new(CGROUPS).join("cgroup.controllers").exists();
         // A disk that others must mount or activate first would be waited for in vain.
         let alone = on_one_file_system(disks.iter().map(PathBuf::as_path)) && unified && !Path::new(SELINUX).exists();
-        Self { first, alone: first && alone && Path::new(INIT).exists() }
+        Self { first, alone: first && alone && Path::new(PROGRAM).exists() }
     }
 
     /// Whether the agent comes before the service manager.
@@ -107,7 +102,7 @@ impl Steps {
 
     /// A command line with the words for them, and without those for others.
     pub(crate) fn in_words(self, cmdline: &str) -> String {
-        let ours = [format!("{INIT_KEY}{INIT}"), format!("{KEY}{TARGET}")];
+        let ours = [format!("{INIT_KEY}{PROGRAM}"), format!("{KEY}{TARGET}")];
         let mut words: Vec<&str> =
             cmdline.split_whitespace().filter(|word| ours.iter().all(|our| our != word)).collect();
         let others = |key: &str| words.iter().any(|word| word.starts_with(key));

@@ -16,7 +16,6 @@ use tokio::time::timeout;
 use zbus::Connection;
 use zbus::{OwnedObjectPath, Variant as Value};
 
-pub(crate) use alone::CGROUPS;
 pub use confined::VMM_FILES;
 
 use confined::{CONFINED, GROUPED, devices};

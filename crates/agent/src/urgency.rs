@@ -20,13 +20,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::{Mutex, PoisonError};
 
+use fermata_first::URGENT;
 use rustix::process::{Pid, getpid, getpriority_process, setpriority_process};
 
 pub(crate) use swap::Haste;
 pub(crate) use turn::{Turn, nobody_stands, vms_stand};
-
-/// About nine times the share of others (Linux, `sched_prio_to_weight`): VMs that run again still get a part.
-const URGENT: i32 = -10;
 
 /// How many [`Urgent`] there are of a process.
 static HELD: Mutex<BTreeMap<i32, usize>> = Mutex::new(BTreeMap::new());
@@ -91,15 +89,6 @@ fn set_group(pid: i32, from: i32, to: i32) {
     }
 }
 
-/// Starts something urgent: whatever it starts is urgent, too.
-pub(super) fn started<T>(start: impl FnOnce() -> T) -> T {
-    // What cannot be urgent is as any other.
-    setpriority_process(None, URGENT).ok();
-    let started = start();
-    setpriority_process(None, 0).ok();
-    started
-}
-
 /// A process of this agent's is urgent no longer. One that never was stays as it is, whatever somebody made of it.
 pub(crate) fn ends(pid: i32) {
     let Some(process) = Pid::from_raw(pid) else { return };
@@ -131,7 +120,7 @@ mod tests {
         // On a thread of its own, as priorities are a thread's.
         let mut child = std::thread::spawn(|| {
             let mut command = Command::new("sleep");
-            let child = started(|| command.arg("60").stdin(Stdio::null()).spawn()).unwrap();
+            let child = fermata_first::urgently(|| command.arg("60").stdin(Stdio::null()).spawn()).unwrap();
             assert_eq!(getpriority_process(None), Ok(0));
             child
         })

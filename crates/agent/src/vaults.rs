@@ -18,8 +18,7 @@ use uuid::Uuid;
 use crate::config::VaultConfig;
 use crate::users::User;
 
-/// Modules that make memory set aside on the kernel command line a device.
-pub const MODULES: [&str; 4] = ["nd_e820", "nd_pmem", "dax_pmem", "device_dax"];
+pub use fermata_first::modules::VAULT as MODULES;
 
 /// How long the vault's device may take to come.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -174,9 +174,6 @@ pub fn command() -> clap::Command {
 /// Runs what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
-    if std::env::args_os().next().is_some_and(|program| fermata_agent::first::is_called(&program)) {
-        return fermata_agent::first::main();
-    }
     let cli = parsed(std::env::args_os());
     let json = cli.json;
     match run(cli) {

@@ -18,25 +18,29 @@ const BUILD: Duration = Duration::from_secs(1800);
 /// # Errors
 /// It does not compile.
 pub fn probe() -> Result<PathBuf> {
-    let step = Step::begin("build the probe");
+    alone("fermata-probe", "build the probe")
+}
+
+/// The first program of a kernel that was jumped into: static and optimised as it is shipped, for it runs while VMs stand.
+///
+/// # Errors
+/// It does not compile.
+pub fn first() -> Result<PathBuf> {
+    alone("fermata-first", "build the first program")
+}
+
+/// A program that needs nothing else.
+fn alone(package: &str, what: &str) -> Result<PathBuf> {
+    let step = Step::begin(what);
     // Own flags need an own folder, else each build would throw away the other's work.
     let folder = paths::lab().join("cargo");
     let mut cargo = cargo();
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").env("CARGO_TARGET_DIR", &folder);
-    cargo.args([
-        "build",
-        "--quiet",
-        "--locked",
-        "--release",
-        "--target",
-        "x86_64-unknown-linux-gnu",
-        "-p",
-        "fermata-probe",
-    ]);
+    cargo.args(["build", "--quiet", "--locked", "--release", "--target", "x86_64-unknown-linux-gnu", "-p", package]);
     command::succeed(&mut cargo, BUILD)?;
     step.done();
-    let built = folder.join("x86_64-unknown-linux-gnu/release/fermata-probe");
-    stripped(&built, "fermata-probe")
+    let built = folder.join("x86_64-unknown-linux-gnu/release").join(package);
+    stripped(&built, package)
 }
 
 /// The `fermata` program.

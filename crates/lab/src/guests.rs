@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use fermata_first::archive::Archive;
 
 use crate::{command, debian, image::Image, paths, progress::Step, spec::Kernel};
 
@@ -99,38 +100,9 @@ pub fn debian(probe: &Path) -> Result<PathBuf> {
 fn small(image: &Image, probe: &[u8], folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     fs::copy(image.boot(Kernel::Stable)?.0, folder.join("vmlinuz")).context("copy the small guest's kernel")?;
-    let mut archive = fs::read(image.file("guest-small.initrd")).context("read the small guest's base")?;
-    archive.resize(archive.len().next_multiple_of(512), 0);
-    cpio_entry(&mut archive, "bin/fermata-probe", 0o100_755, probe);
-    cpio_entry(&mut archive, "TRAILER!!!", 0, &[]);
-    fs::write(folder.join("initrd.img"), archive)?;
+    let archive = fs::read(image.file("guest-small.initrd")).context("read the small guest's base")?;
+    let mut archive = Archive::after(archive);
+    archive.file("bin/fermata-probe", 0o755, probe);
+    fs::write(folder.join("initrd.img"), archive.done())?;
     Ok(())
-}
-
-/// One entry of the `newc` format (kernel documentation, `driver-api/early-userspace/buffer-format`).
-pub(crate) fn cpio_entry(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
-    let size = content.len();
-    let fields = [0, mode as usize, 0, 0, 1, 0, size, 0, 0, 0, 0, name.len() + 1, 0];
-    archive.extend(b"070701");
-    for field in fields {
-        archive.extend(format!("{field:08x}").as_bytes());
-    }
-    archive.extend(name.as_bytes());
-    archive.push(0);
-    archive.resize(archive.len().next_multiple_of(4), 0);
-    archive.extend(content);
-    archive.resize(archive.len().next_multiple_of(4), 0);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_archive_entry_is_aligned_and_says_its_size() {
-        let mut archive = Vec::new();
-        cpio_entry(&mut archive, "a", 0o100_644, b"hello");
-        assert_eq!(archive.len() % 4, 0);
-        assert_eq!(&archive[54..62], b"00000005");
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  packaging/tree ──────────────────────► tree ─┐
-//!  fermata ─► strip ────────────────────► tree ─┤
+//!  fermata, first ─► strip ─────────────► tree ─┤
 //!          ─► `completions`, `manual-pages` ────┼─► dpkg-buildpackage (debhelper) ─► target/package/fermata_VERSION-1_ARCH.deb
 //!  packaging/debian, CHANGELOG, README, docs ───┘
 //! ```
@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{command, paths, prerequisites, progress::Step};
+use crate::{artifact, command, paths, prerequisites, progress::Step};
 
 /// Time for one package: mostly compression of the binary.
 const BUILD: Duration = Duration::from_secs(300);
@@ -29,6 +29,9 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("zsh", "usr/share/zsh/vendor-completions/_fermata"),
     ("fish", "usr/share/fish/vendor_completions.d/fermata.fish"),
 ];
+
+/// Where the first program after a jump is, as the agent names it to the kernel.
+const FIRST: &str = "usr/lib/fermata/first";
 
 /// Version of the workspace.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -54,7 +57,8 @@ pub fn of(binary: &Path) -> Result<PathBuf> {
     fs::create_dir_all(&folder)?;
     let lock = File::create(folder.join("lock"))?;
     lock.lock()?;
-    let mut parts = vec![fs::read(binary).with_context(|| format!("read {}", binary.display()))?];
+    let read = |program: &Path| fs::read(program).with_context(|| format!("read {}", program.display()));
+    let mut parts = vec![read(binary)?, read(&artifact::first()?)?];
     for part in INPUTS {
         contents(&paths::workspace().join(part), &mut parts)?;
     }
@@ -140,9 +144,11 @@ fn prepare(work: &Path, binary: &Path, version: &str) -> Result<()> {
     copy_tree(&workspace.join("packaging/tree"), &work.join("tree"))?;
     copy_tree(&workspace.join("examples"), &work.join("examples"))?;
     let fermata = work.join("tree/usr/bin/fermata");
-    fs::create_dir_all(work.join("tree/usr/bin"))?;
-    fs::copy(binary, &fermata).with_context(|| format!("copy {}", binary.display()))?;
-    fs::set_permissions(&fermata, fs::Permissions::from_mode(0o755))?;
+    for (program, place) in [(binary, &fermata), (&artifact::first()?, &work.join("tree").join(FIRST))] {
+        fs::create_dir_all(place.parent().unwrap_or(work))?;
+        fs::copy(program, place).with_context(|| format!("copy {}", program.display()))?;
+        fs::set_permissions(place, fs::Permissions::from_mode(0o755))?;
+    }
     for (shell, path) in COMPLETIONS {
         let text = command::succeed(Command::new(&fermata).args(["completions", shell]), Duration::from_secs(60))?;
         write(&work.join("tree").join(path), &text)?;

@@ -6,133 +6,63 @@
 //!  after the jump:    first.json of this kernel ──► modules asked of the disk and loaded by the kernel at once, programs asked for meanwhile
 //!                     none, or something of it fails ──► modprobe, which finds out for itself
 //! ```
-//!
-//! Invariant: a note is a shortcut and nothing else. One that is missing, of another kernel, or wrong costs time only.
 
-use std::ffi::CString;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::num::NonZeroU64;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{Advice, fadvise};
-use rustix::io::Errno;
-use rustix::system::finit_module;
-use serde::{Deserialize, Serialize};
+use fermata_first::note::{Module, Note};
 
-use super::mapped::{self, Part};
+use super::mapped;
 use super::unpacked::Copies;
-use crate::vaults;
 
-/// Where the note is: the first program reads no configuration.
-const NOTE: &str = "/var/lib/fermata/first.json";
-/// What VMs need of the kernel for their networks.
-const NETWORK: [&str; 3] = ["tun", "vhost_net", "bridge"];
 /// Keys of locked memory modules are loaded with `libnvdimm` (ndctl, `nvdimm-security.conf`), by a program that takes its time.
 const KEYS: &str = "/etc/ndctl/keys";
 /// The module whose rule is left out when there is no key.
 const LOCKED: &str = "libnvdimm";
-/// `linux/module.h`, `MODULE_INIT_COMPRESSED_FILE`: the kernel unpacks the file itself, or says that it cannot.
-const COMPRESSED: i32 = 4;
-
-/// One module, in the order in which they are loaded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Module {
-    file: PathBuf,
-    options: String,
+/// A note for a kernel, with what these processes have in memory of their files. Where one module cannot be looked up, all are left to
+/// `modprobe` after the jump. Where the agent runs `alone` first, nobody else brings the network.
+pub(crate) fn note(release: &str, processes: &[i32], alone: bool) -> Note {
+    let mut modules = modules(release, fermata_first::modules::names()).unwrap_or_default();
+    if alone && !modules.is_empty() {
+        add_network(release, &mut modules);
+    }
+    match Copies::begin() {
+        Ok(copies) => modules.iter_mut().for_each(|module| module.file = copies.of(&module.file)),
+        Err(error) => tracing::warn!(%error, "no copies of modules; the next kernel unpacks them"),
+    }
+    let agent = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin/fermata"));
+    Note { release: release.to_owned(), agent, modules, parts: mapped::by(processes) }
 }
 
-/// What was found out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Note {
-    /// The kernel it is for.
-    release: String,
-    modules: Vec<Module>,
-    /// What of programs and libraries will be asked of the disk.
-    parts: Vec<Part>,
-}
-
-/// All modules that VMs need, by name.
-pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    let svm = fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.split_whitespace().any(|word| word == "svm"));
-    std::iter::once(if svm { "kvm_amd" } else { "kvm_intel" }).chain(NETWORK).chain(vaults::MODULES)
-}
-
-impl Note {
-    /// For a kernel, with what these processes have in memory of their files. Where one module cannot be looked up, all are left to
-    /// `modprobe` after the jump.
-    pub(crate) fn of(release: &str, processes: &[i32]) -> Self {
-        let mut modules = modules(release).unwrap_or_default();
-        match Copies::begin() {
-            Ok(copies) => modules.iter_mut().for_each(|module| module.file = copies.of(&module.file)),
-            Err(error) => tracing::warn!(%error, "no copies of modules; the next kernel unpacks them"),
-        }
-        Self { release: release.to_owned(), modules, parts: mapped::by(processes) }
-    }
-
-    /// Puts it where the first program looks, on the disk.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub(crate) fn write(&self) -> io::Result<()> {
-        let draft = Path::new(NOTE).with_extension("new");
-        let mut file = File::create(&draft)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        fs::rename(draft, NOTE)
-    }
-
-    /// The one for the kernel that runs.
-    pub(super) fn read() -> Option<Self> {
-        let note: Self = serde_json::from_slice(&fs::read(NOTE).ok()?).ok()?;
-        (note.release == crate::host::kernel()).then_some(note)
-    }
-
-    /// Asks the disk for the modules, and does not wait for them.
-    pub(super) fn fetch_modules(&self) {
-        for module in &self.modules {
-            fetch(&Part::whole(module.file.clone()));
-        }
-    }
-
-    /// The same for everything else.
-    pub(super) fn fetch_programs(&self) {
-        self.parts.iter().for_each(fetch);
-    }
-
-    /// Loads the modules, in order.
-    ///
-    /// # Errors
-    /// The first that could not be loaded, in words; those before it are there.
-    pub(super) fn load(&self) -> Result<(), String> {
-        for module in &self.modules {
-            let failed = |error: io::Error| format!("{}: {error}", module.file.display());
-            let options = CString::new(module.options.as_str()).map_err(|error| failed(error.into()))?;
-            let packed = module.file.extension().is_some_and(|kind| kind != "ko");
-            let file = File::open(&module.file).map_err(failed)?;
-            match finit_module(&file, &options, if packed { COMPRESSED } else { 0 }) {
-                // Another one brought it already.
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(failed(errno.into())),
-            }
-        }
-        if self.modules.is_empty() { Err("none is noted".to_owned()) } else { Ok(()) }
+/// Adds the drivers of network devices that are in use: guests' network goes through them. One that is not for us to load is left to udev, which
+/// comes later.
+fn add_network(release: &str, noted: &mut Vec<Module>) {
+    let mut drivers: Vec<String> = devices_in_use(Path::new("/sys/class/net")).collect();
+    drivers.sort();
+    drivers.dedup();
+    for driver in drivers {
+        let found = modules(release, std::iter::once(driver.as_str())).unwrap_or_default();
+        let new: Vec<Module> = found.into_iter().filter(|module| !noted.contains(module)).collect();
+        noted.extend(new);
     }
 }
 
-fn fetch(part: &Part) {
-    if let Ok(file) = File::open(&part.file) {
-        // Whoever needs it reads it, at the latest.
-        fadvise(&file, part.from, part.length.and_then(NonZeroU64::new), Advice::WillNeed).ok();
-    }
+/// The modules of network devices with hardware that are up (`IFF_UP`, netdevice(7)).
+fn devices_in_use(folder: &Path) -> impl Iterator<Item = String> {
+    fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|device| {
+        let flags = fs::read_to_string(device.path().join("flags")).ok()?;
+        let flags = u32::from_str_radix(flags.trim().strip_prefix("0x")?, 16).ok()?;
+        let module = fs::read_link(device.path().join("device/driver/module")).ok()?;
+        (flags & 1 == 1).then_some(module.file_name()?.to_str()?.to_owned())
+    })
 }
 
-/// All modules that VMs need of a kernel, in order; `None` when one of them cannot be looked up, or is not for us to load.
-fn modules(release: &str) -> Option<Vec<Module>> {
+/// These modules of a kernel with all they need, in order; `None` when one of them cannot be looked up, or is not for us to load.
+pub(super) fn modules<'a>(release: &str, names: impl Iterator<Item = &'a str>) -> Option<Vec<Module>> {
     let mut keys = fs::read_dir(KEYS).into_iter().flatten().flatten();
     let locked = keys.any(|key| key.path().extension().is_some_and(|kind| kind == "blob"));
-    let told = names().map(|name| {
+    let told = names.map(|name| {
         let mut modprobe = Command::new("modprobe");
         modprobe.args(["--set-version", release, "--show-depends", name]).stdin(Stdio::null());
         let told = modprobe.output().ok().filter(|told| told.status.success())?;
@@ -190,6 +120,23 @@ mod tests {
         let both = vec![module("/m/kvm.ko.xz", "ignore_msrs=1 nested=1"), module("/m/kvm-amd.ko.xz", "")];
         assert_eq!(in_order(told, folder.path(), false), Some(both));
         assert_eq!(in_order("install /bin/false\n", folder.path(), false), None, "the operator's rule");
+    }
+
+    #[test]
+    fn drivers_are_those_of_devices_that_are_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let devices =
+            [("eth0", "0x1003\n", Some("virtio_net")), ("eth1", "0x1002\n", Some("e1000e")), ("lo", "0x9\n", None)];
+        for (device, flags, module) in devices {
+            let place = folder.path().join(device);
+            fs::create_dir_all(place.join("device/driver")).unwrap();
+            fs::write(place.join("flags"), flags).unwrap();
+            if let Some(module) = module {
+                let link = place.join("device/driver/module");
+                std::os::unix::fs::symlink(Path::new("/sys/module").join(module), link).unwrap();
+            }
+        }
+        assert_eq!(devices_in_use(folder.path()).collect::<Vec<_>>(), ["virtio_net"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use fermata_first::note::Part;
 
 /// Pages between two parts that are asked for with them: the disk answers one long question sooner than two.
 const GAP: u64 = 16;
@@ -15,21 +15,6 @@ const GAP: u64 = 16;
 const PRESENT: u64 = 1 << 63;
 /// Bytes of such an entry.
 const ENTRY: usize = 8;
-
-/// A part of a file, in bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Part {
-    pub(super) file: PathBuf,
-    pub(super) from: u64,
-    /// None: to its end.
-    pub(super) length: Option<u64>,
-}
-
-impl Part {
-    pub(super) const fn whole(file: PathBuf) -> Self {
-        Self { file, from: 0, length: None }
-    }
-}
 
 /// One line of a process's map, in pages.
 #[derive(Debug, PartialEq, Eq)]

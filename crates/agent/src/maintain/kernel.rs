@@ -7,11 +7,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fermata_first::note::{Note, Part};
 use fermata_maintenance::clock::{ClockOutcome, TOLERANCE};
 use fermata_maintenance::machine::{ActResult, Evidence, Failure, State};
 use fermata_maintenance::time::Mono;
 use fermata_maintenance::update::{Change, KernelChange};
-use fermata_model::VmName;
+use fermata_model::spec::Firmware;
+use fermata_model::{VmDefinition, VmName};
 use fermata_vault::kexec;
 use fermata_vault::tsc::rdtsc;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
@@ -19,8 +21,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Maintain, modules, time, way_back};
-use crate::first::Steps;
-use crate::first::ahead::Note;
+use crate::first::{Steps, ahead, ram};
 use crate::jumped;
 use crate::vms::Vms;
 
@@ -75,26 +76,62 @@ pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
     let vault = shell.vms.vaults().device(shell.vms.vaults().kind()).map(Path::to_owned);
     let running = shell.vms.running().await.map_err(|error| Failure::new(crate::chain(&error)))?;
     let disks: Vec<PathBuf> = running.iter().flat_map(|(vm, _)| &vm.disks).map(|disk| disk.path.clone()).collect();
-    let files: Vec<PathBuf> =
-        [config.state_dir.clone(), config.launcher.clone()].into_iter().chain(disks.clone()).collect();
+    let starts = running.iter().flat_map(|(vm, _)| start_files(vm));
+    let starts: Vec<PathBuf> = starts.collect();
+    let files = [config.state_dir.clone(), config.launcher.clone()].into_iter().chain(disks.clone());
+    let files: Vec<PathBuf> = files.chain(starts.clone()).collect();
     let vmms = running.iter().filter_map(|(_, live)| live.runtime().process.map(|process| process.pid));
     let alike: Vec<i32> = vmms.chain([rustix::process::getpid().as_raw_pid()]).collect();
     blocking(move || {
         let mut target = Target::of(&kernel, vault.as_deref(), &files, boot)?;
         let steps = Steps::of(&config, &disks);
         target.cmdline = steps.in_words(&target.cmdline);
-        target.load(kernel.as_is)?;
+        let mut note = ahead::note(&target.release, &alike, steps.alone());
+        // A VMM reads them at its start, also for a VM that goes on.
+        note.parts.extend(starts.into_iter().map(Part::whole));
         if steps.alone()
-            && let Err(error) = Note::of(&target.release, &alike).write()
+            && let Err(error) = note.write()
         {
             tracing::warn!(%error, "nothing is noted for the first program; it finds out for itself");
         }
+        target.initrd = initrd(&kernel, &target, &config.state_dir, &note, &files, steps);
+        target.load(kernel.as_is)?;
         way_back::note(&config, steps, &target.release, boot)?;
         rustix::fs::sync();
         tracing::info!(release = target.release, "kernel loaded");
         Ok(Evidence::Done)
     })
     .await
+}
+
+/// What a VM is started from besides its disks.
+fn start_files(vm: &VmDefinition) -> Vec<PathBuf> {
+    match &vm.firmware {
+        Firmware::Kernel(kernel) => [&kernel.image].into_iter().chain(&kernel.initrd).cloned().collect(),
+        Firmware::Bios | Firmware::Uefi => Vec::new(),
+    }
+}
+
+/// The initial RAM disk that the kernel is entered with: the update's own, else one of Fermata's, else the distribution's.
+fn initrd(
+    change: &KernelChange,
+    target: &Target,
+    folder: &Path,
+    note: &Note,
+    files: &[PathBuf],
+    steps: Steps,
+) -> Option<PathBuf> {
+    let usual = target.initrd.clone();
+    if change.initrd.is_some() || change.as_is {
+        return usual;
+    }
+    match ram::make(folder, note, &target.cmdline, files, usual.as_deref(), steps.alone()) {
+        Ok(made) => Some(made),
+        Err(why) => {
+            tracing::info!(why, "the distribution's initial RAM disk leads to the root file system");
+            usual
+        }
+    }
 }
 
 /// Forgets the kernel that was loaded.

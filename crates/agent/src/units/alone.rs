@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use fermata_first::CGROUPS;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 
@@ -25,8 +26,6 @@ use super::confined::VMM_GROUPS;
 use super::{UnitError, VmUnit};
 use crate::users;
 
-/// Where control groups are (systemd, `CGROUP_INTERFACE.md`).
-pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
 /// How the names of such units end.
 const SUFFIX: &str = ".scope";
 /// How long a VMM may take to end after it was asked to.

@@ -68,11 +68,11 @@ impl Plan {
         Self { companies: vec![(1, 256), (4, 256)], changes: 2, floors: 2, limit: Duration::from_secs(40 * 60) }
     }
 
-    /// With other companies, such as `8x256`: so many VMs of so many MiB; and so many changes of the kernel with each.
+    /// With other companies, such as `8x256`: so many VMs of so many MiB; so many changes of the kernel with each, and so many floors.
     ///
     /// # Errors
     /// A company that is none; no change at all.
-    pub fn wished(self, companies: &[String], changes: Option<usize>) -> Result<Self> {
+    pub fn wished(self, companies: &[String], changes: Option<usize>, floors: Option<usize>) -> Result<Self> {
         let companies = companies.iter().map(|text| company(text)).collect::<Result<Vec<_>>>()?;
         if changes == Some(0) {
             bail!("--changes 0: use 1 or more");
@@ -80,6 +80,7 @@ impl Plan {
         Ok(Self {
             companies: if companies.is_empty() { self.companies } else { companies },
             changes: changes.unwrap_or(self.changes),
+            floors: floors.unwrap_or(self.floors),
             ..self
         })
     }
@@ -251,15 +252,15 @@ impl Bench<'_> {
                 acts_ms: measure::acts_ms(&report, &guest.name),
                 felt,
             };
+            let of_floor = jump.ratio.map(|ratio| format!("{ratio:.2} of the floor, ")).unwrap_or_default();
             self.say(&format!(
-                "change {} of {}, to {kernel}, {}: {}, host {:.0} ms, guest {:.0} ms, {:.2} of the floor, UDP {:.0} ms, clock {:.0} ms, {} broken",
+                "change {} of {}, to {kernel}, {}: {}, host {:.0} ms, guest {:.0} ms, {of_floor}UDP {:.0} ms, clock {:.0} ms, {} broken",
                 number + 1,
                 self.plan.changes,
                 guest.name,
                 jump.outcome,
                 jump.host_blackout_ms.unwrap_or(f64::NAN),
                 jump.felt.guest_blackout_ms,
-                jump.ratio.unwrap_or(f64::NAN),
                 jump.felt.udp_gap_ms,
                 jump.felt.clock_error_ms,
                 jump.felt.reconnects + jump.felt.memory_errors + jump.felt.disk_errors
@@ -376,13 +377,13 @@ mod tests {
 
     #[test]
     fn wishes_change_what_they_name_only() {
-        let plan = Plan::quick().wished(&["8x256".to_owned()], None).unwrap();
+        let plan = Plan::quick().wished(&["8x256".to_owned()], None, None).unwrap();
         assert_eq!((plan.companies, plan.changes), (vec![(8, 256)], Plan::quick().changes));
-        assert_eq!(Plan::full().wished(&[], Some(3)).unwrap().companies, Plan::full().companies);
+        assert_eq!(Plan::full().wished(&[], Some(3), None).unwrap().companies, Plan::full().companies);
         for company in ["8", "0x256", "17x256", "1x64", "x"] {
-            assert!(Plan::quick().wished(&[company.to_owned()], None).is_err(), "{company}");
+            assert!(Plan::quick().wished(&[company.to_owned()], None, None).is_err(), "{company}");
         }
-        assert!(Plan::quick().wished(&[], Some(0)).is_err());
+        assert!(Plan::quick().wished(&[], Some(0), None).is_err());
     }
 
     #[test]

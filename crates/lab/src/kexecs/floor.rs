@@ -3,10 +3,11 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, bail};
+use fermata_first::archive::Archive;
 use fermata_probe::floor::{FIRST, LEFT};
 
 use super::change::{UP, image};
-use crate::{artifact, command::await_some, guests::cpio_entry, host::Host, spec::Kernel};
+use crate::{artifact, command::await_some, host::Host, spec::Kernel};
 
 /// Where the host gets the initial RAM disk.
 const INITRD: &str = "/root/floor.initrd";
@@ -25,11 +26,10 @@ pub enum Entry {
 /// # Errors
 /// The host does not jump, or does not come back.
 pub fn measure(host: &Host, kernel: Kernel, entry: Entry) -> Result<f64> {
-    let mut archive = Vec::new();
-    cpio_entry(&mut archive, "init", 0o100_755, &fs::read(artifact::probe()?)?);
-    cpio_entry(&mut archive, "TRAILER!!!", 0, &[]);
+    let mut archive = Archive::default();
+    archive.file("init", 0o755, &fs::read(artifact::probe()?)?);
     let file = host.folder.join("floor.initrd");
-    fs::write(&file, archive)?;
+    fs::write(&file, archive.done())?;
     host.copy_to(&file, INITRD)?;
     fs::remove_file(&file)?;
     let (boot, image) = (host.boot_id()?, image(host, kernel)?);

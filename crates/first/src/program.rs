@@ -1,0 +1,212 @@
+//! Process 1 until VMs run.
+//!
+//! Invariants: this program never ends but by becoming `/sbin/init`; two agents never are at work at once (one that cannot be ended keeps the
+//! next one waiting for its authority); what was mounted is mounted as the service manager would.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, wait};
+
+use crate::children::{await_all, pid_of, quiet, rest};
+use crate::modules::Loading;
+use crate::note::{self, Note};
+use crate::ram::Left;
+use crate::{AGENT, ALONE, PROGRAM, modules, mounts, ram, say, urgently};
+
+/// What the host starts with otherwise, first that is there (Linux, `init/main.c`, and where systemd is without a link to it).
+const INIT: [&str; 3] = ["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
+/// What VMs need of the host to be of use, such as its network: programs, started beside the agent.
+const HOOKS: &str = "/etc/fermata/first.d";
+/// More of the agent's environment: lines `NAME=value`.
+const ENVIRONMENT: &str = "/etc/fermata/first.env";
+/// After this the host starts whatever VMs do.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How often the agent is started. One that was killed while VMs stand goes on by the journal much sooner than one that a service manager starts.
+const STARTS: usize = 2;
+/// How long the agent may take to end.
+const END: Duration = Duration::from_secs(5);
+/// Whether grace periods are asked for by interrupts instead of waited for, tens of milliseconds each (Linux, `Documentation/admin-guide/kernel-parameters.txt`,
+/// `rcupdate.rcu_expedited`, and `kernel/ksysfs.c`). Control groups, networks and modules have some on the way of each VM.
+const GRACE: &str = "/sys/kernel/rcu_expedited";
+
+/// Runs as the first program. Returns only where it is not, or has failed.
+#[must_use]
+pub fn main() -> ExitCode {
+    if getpid() != Pid::INIT {
+        if std::env::args_os().nth(1).is_some_and(|word| word == modules::LOAD) {
+            return modules::load_as_noted();
+        }
+        eprintln!("this is the first program of a kernel after a jump (`init={PROGRAM}`), and does nothing else");
+        return ExitCode::FAILURE;
+    }
+    let limit = Instant::now() + LIMIT;
+    mounts::mount_kernels();
+    let grace = in_a_hurry();
+    let Left { loaded, alone } = if ram::is_here() {
+        match ram::leave() {
+            Ok(left) => left,
+            Err(reason) => {
+                say(&reason);
+                return ExitCode::FAILURE;
+            }
+        }
+    } else {
+        Left { loaded: false, alone: true }
+    };
+    if alone {
+        run_vms(loaded, limit);
+    }
+    if let Some(grace) = grace {
+        // A file of this kernel that was written a moment ago.
+        fs::write(GRACE, grace).unwrap_or_default();
+    }
+    say("the rest of the host starts");
+    become_init()
+}
+
+/// VMs first: returns when the rest of the host may start.
+fn run_vms(loaded: bool, limit: Instant) {
+    mounts::mount_all();
+    say("VMs first");
+    let note = Note::read();
+    if !loaded {
+        load_modules(note.as_ref());
+    }
+    say("modules are there");
+    let mut hooks = start_hooks();
+    let program = note.map_or_else(|| PathBuf::from(AGENT), |note| note.agent);
+    run_agents(&program, limit);
+    // The host may do the same once more, not at the same time.
+    await_all(&mut hooks, END);
+}
+
+fn load_modules(note: Option<&Note>) {
+    if let Some(note) = note {
+        note::fetch(
+            Path::new("/"),
+            &note.modules.iter().map(|module| note::Part::whole(module.file.clone())).collect::<Vec<_>>(),
+        );
+        let mut loading = Loading::prepared(PROGRAM);
+        loading.begin();
+        // The disk brings what else is needed while modules are loaded.
+        note::fetch(Path::new("/"), &note.parts);
+        if loading.ended_well() {
+            return;
+        }
+    }
+    modules::load_by_modprobe();
+}
+
+/// Agents one after the other, until one has ended well.
+fn run_agents(program: &Path, limit: Instant) {
+    for _ in 0..STARTS {
+        let ended_well = match urgently(|| agent(program).spawn()) {
+            Ok(child) => wait_for(&child, limit),
+            Err(error) => {
+                say(&format!("the agent cannot be started: {}: {error}", program.display()));
+                true
+            }
+        };
+        if ended_well || Instant::now() >= limit {
+            break;
+        }
+    }
+}
+
+/// Sees to it that nobody waits for grace periods; what it was before, where that is known.
+fn in_a_hurry() -> Option<String> {
+    let before = fs::read_to_string(GRACE).ok()?;
+    fs::write(GRACE, "1").ok()?;
+    Some(before)
+}
+
+fn become_init() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    for program in init_of(&cmdline).into_iter().chain(INIT) {
+        let error = Command::new(program).args(&words).exec();
+        say(&format!("{program}: {error}"));
+    }
+    // The end of the first program is a panic of the kernel, which restarts the host (`panic=`).
+    ExitCode::FAILURE
+}
+
+/// The operator's own first program, by the kernel's command line.
+fn init_of(cmdline: &str) -> Option<&str> {
+    cmdline.split_whitespace().filter_map(|word| word.strip_prefix("init=")).next_back().filter(|init| *init != PROGRAM)
+}
+
+fn start_hooks() -> Vec<Child> {
+    let is_program = |path: &PathBuf| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(HOOKS).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_program).collect();
+    found.sort();
+    let start = |path: PathBuf| match quiet(Command::new(&path)).spawn() {
+        Ok(child) => Some(child),
+        Err(error) => {
+            say(&format!("{}: {error}", path.display()));
+            None
+        }
+    };
+    found.into_iter().filter_map(start).collect()
+}
+
+fn agent(program: &Path) -> Command {
+    let mut agent = quiet(Command::new(program));
+    let more = fs::read_to_string(ENVIRONMENT).unwrap_or_default();
+    agent.envs(more.lines().filter_map(|line| line.trim().split_once('='))).arg("agent").env(ALONE, "1");
+    agent
+}
+
+/// Until the agent has ended; whether nothing speaks for another one here. One that was stopped, or takes longer than the limit, is ended: the next
+/// one goes on.
+fn wait_for(agent: &Child, limit: Instant) -> bool {
+    let Some(agent) = pid_of(agent) else { return true };
+    let mut told = false;
+    // One that ended meanwhile needs no signal.
+    let end = |signal| kill_process(agent, signal).unwrap_or_default();
+    loop {
+        match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
+            // Orphans of any origin are the first program's to collect.
+            Ok(Some((pid, status))) if pid == agent && status.stopped() => end(Signal::KILL),
+            Ok(Some((pid, status))) if pid == agent => {
+                let how = status.terminating_signal().map(|signal| format!("by signal {signal}"));
+                let how = how.unwrap_or_else(|| format!("with status {}", status.exit_status().unwrap_or_default()));
+                say(&format!("the agent ended {how}"));
+                return status.exit_status() == Some(0);
+            }
+            Ok(Some(_)) => continue,
+            Err(rustix::io::Errno::CHILD) => return true,
+            Ok(None) | Err(_) => {}
+        }
+        let late = Instant::now().saturating_duration_since(limit);
+        if late > 2 * END {
+            // Not even that ended it. Whoever comes next waits until it gives up its authority.
+            say("the agent does not end");
+            return true;
+        } else if late > END {
+            end(Signal::KILL);
+        } else if !late.is_zero() && !std::mem::replace(&mut told, true) {
+            say("VMs still stand, or their clocks are behind");
+            end(Signal::TERM);
+        }
+        rest(&[agent]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operators_first_program_is_one_and_not_this() {
+        assert_eq!(init_of("quiet init=/bin/one init=/bin/two"), Some("/bin/two"), "the kernel takes the last");
+        assert_eq!(init_of("quiet rdinit=/bin/sh init=/usr/lib/fermata/first"), None);
+    }
+}
