@@ -1,7 +1,7 @@
 //! `fermata update` and `fermata maintenance`: changes to this host under its running VMs.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -111,11 +111,11 @@ async fn post_file<T: serde::de::DeserializeOwned>(
 
 async fn wait(client: &Client, begun: Report, json: bool) -> anyhow::Result<Report> {
     let path = format!("/v1/maintenances/{}", begun.maintenance);
-    let (mut report, mut shown) = (begun, None);
+    let (mut report, mut shown, began) = (begun, None, Instant::now());
     while report.outcome.is_none() {
-        if !json && shown != Some(report.stage) {
-            shown = Some(report.stage);
-            eprintln!("{}: {:?}", report.maintenance, report.stage);
+        if !json && shown != Some((report.stage, report.waits_until)) {
+            shown = Some((report.stage, report.waits_until));
+            eprintln!("[{:>4} s] {}: {}", began.elapsed().as_secs(), report.maintenance, under_way(&report));
         }
         // The agent may be restarted while it works; the journal goes on telling.
         tokio::time::sleep(if report.stage == Stage::Window { LOOK_IN_WINDOW } else { LOOK }).await;
@@ -126,6 +126,31 @@ async fn wait(client: &Client, begun: Report, json: bool) -> anyhow::Result<Repo
         }
     }
     Ok(report)
+}
+
+/// What a maintenance does now, or what it waits for.
+fn under_way(report: &Report) -> String {
+    let what = match report.stage {
+        Stage::Planned => "planned; guests are told where they asked for it",
+        Stage::Announced => "announced",
+        Stage::Preflight => "looks once more whether each VM can come along",
+        Stage::Prepare => "prepare steps, VMs run",
+        Stage::Rehearse => "rehearsal, VMs run",
+        Stage::Lead => "guests are told that it starts, VMs run",
+        Stage::Window => "VMs stand, or are about to",
+        Stage::Verify => "verify steps, VMs run",
+        Stage::Undo => "undo steps, VMs run",
+        Stage::UndoHeld => "undo steps, VMs stand",
+        Stage::Closing => "tidies up",
+    };
+    let forecast = report.vms.iter().map(|vm| vm.forecast.upper).max();
+    match (report.waits_until, report.stage, forecast) {
+        (Some(until), ..) => format!("{what}; waits until guests approve, or until {until} (`notice_s` in the update)"),
+        (None, Stage::Window, Some(forecast)) => {
+            format!("{what}; for {:.1} s at most, by the forecast", forecast.as_secs_f64())
+        }
+        _ => what.to_owned(),
+    }
 }
 
 pub(crate) async fn run(command: Command, client: &Client, json: bool) -> anyhow::Result<()> {

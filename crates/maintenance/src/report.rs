@@ -36,6 +36,9 @@ pub struct Report {
     pub outcome: Option<Outcome>,
     /// Where it stands, or stood last.
     pub stage: Stage,
+    /// Until when guests may get ready, unless they approve before or asked for more time; only while they are waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_until: Option<Wall>,
     /// What went wrong first.
     pub trouble: Option<Trouble>,
     /// The change took effect, at least in part, and was taken back by the undo steps.
@@ -200,6 +203,7 @@ impl Report {
             mechanism: order.mechanism(),
             outcome: state.outcome,
             stage: state.stage,
+            waits_until: (state.outcome.is_none() && state.stage == Stage::Announced).then_some(order.gate.not_before),
             trouble: state.trouble.clone(),
             undone: state.undone,
             change_in_effect: state.change_in_effect(),

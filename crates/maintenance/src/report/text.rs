@@ -20,6 +20,12 @@ impl fmt::Display for Report {
         writeln!(f, "  update     {} ({}), by {}", self.update, self.title, self.mechanism)?;
         writeln!(f, "  file       sha256 {}", self.digest)?;
         writeln!(f, "  time       {} to {}", self.ordered, self.last)?;
+        if let Some(until) = self.waits_until {
+            writeln!(
+                f,
+                "  waits      for guests, until they approve or until {until}, longer where they asked for it"
+            )?;
+        }
         if let Some(trouble) = &self.trouble {
             let act = trouble.act.as_ref().map(|act| format!(", {act}")).unwrap_or_default();
             let label = if trouble.aborted { "stopped" } else { "failed" };
