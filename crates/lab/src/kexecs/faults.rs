@@ -284,6 +284,12 @@ impl<'a> Bed<'a> {
             update = update.replace("id = \"", "id = \"panic-")
                 + &format!("cmdline = \"{} rdinit=/nowhere root=/dev/nowhere\"\n", running.trim());
         }
+        if fault == Fault::NoVaultModules {
+            // Fermata's own has the modules with it, and nothing would be missing.
+            let image = change::image(self.host, kernel)?;
+            update = update.replace("id = \"", "id = \"usual-")
+                + &format!("initrd = \"{}\"\n", image.replace("/vmlinuz-", "/initrd.img-"));
+        }
         self.host.write("/root/kernel.toml", &update)?;
         let begun = self.host.run("fermata --json update apply --detach /root/kernel.toml")?;
         let begun: Value = serde_json::from_str(&begun).with_context(|| format!("read {begun}"))?;
