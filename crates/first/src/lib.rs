@@ -30,8 +30,8 @@ pub const PROGRAM: &str = "/usr/lib/fermata/first";
 pub const ALONE: &str = "FERMATA_ALONE";
 /// Where control groups are (systemd(1)).
 pub const CGROUPS: &str = "/sys/fs/cgroup";
-/// Where a distribution puts the agent's program.
-const AGENT: &str = "/usr/bin/fermata";
+/// Where a package puts the agent's program.
+pub const AGENT: &str = "/usr/bin/fermata";
 
 /// The priority of what restores VMs: about nine times the share of others (Linux, `sched_prio_to_weight`), so VMs that run again still get a part.
 pub const URGENT: i32 = -10;

@@ -1,6 +1,6 @@
 //! Process 1 until VMs run.
 //!
-//! Invariants: this program never ends but by becoming `/sbin/init`; two agents never are at work at once (one that cannot be ended keeps the
+//! Invariants: this program never ends but by becoming `/sbin/init`, or where there is no root file system ([`crate::ram`]); two agents never are at work at once (one that cannot be ended keeps the
 //! next one waiting for its authority); what was mounted is mounted as the service manager would.
 
 use std::ffi::OsString;

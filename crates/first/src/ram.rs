@@ -10,7 +10,7 @@
 //!
 //! A distribution's finds out which hardware there is, by many programs; this is for the host that left a moment ago. It is made for
 //! file systems on plain disks and partitions: a host with others is entered by its own one. Invariant: nothing is mounted whose identity is
-//! not the noted one. Where the root file system does not come, the end of this program is a panic of the kernel, which restarts the host
+//! not the noted one. A file system that does not come is said, and holds up nobody for long; where it is the root, the end of this program is a panic of the kernel, which restarts the host
 //! (`panic=`).
 
 use std::collections::BTreeSet;
@@ -38,8 +38,10 @@ pub const PLAN: &str = "plan.json";
 pub const MODULES: &str = "modules";
 /// Where the host's root is before it becomes that.
 const ROOT: &str = "/root";
-/// How long disks may take to appear.
-const FOR_DISKS: Duration = Duration::from_secs(30);
+/// How long the disk of the root may take to appear.
+const FOR_ROOT: Duration = Duration::from_secs(30);
+/// How long others may: VMs whose disks are there stand meanwhile.
+const FOR_OTHERS: Duration = Duration::from_secs(2);
 /// Between two looks at devices that none appeared beside: one may answer only after it appeared.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
@@ -58,6 +60,12 @@ pub struct Disk {
     pub words: String,
     /// Options of the file system.
     pub options: String,
+}
+
+impl Disk {
+    fn is_root(&self) -> bool {
+        self.at == Path::new("/")
+    }
 }
 
 /// What is done, in order.
@@ -108,13 +116,9 @@ pub(crate) fn leave() -> Result<Left, String> {
         say(&reason);
     }
     for disk in &plan.disks {
-        let device = find(disk).map_err(|error| format!("the file system of {}: {error}", disk.at.display()))?;
-        let at = Path::new(ROOT).join(disk.at.strip_prefix("/").unwrap_or(&disk.at));
-        let mounted = fs::create_dir_all(&at)
-            .and_then(|()| mounts::mount_disk(&device, &at, &disk.kind, &disk.words, &disk.options));
-        match mounted {
+        match bring(disk) {
             Ok(()) => {}
-            Err(error) if disk.at == Path::new("/") => return Err(format!("{}: {error}", device.display())),
+            Err(error) if disk.is_root() => return Err(format!("the root file system: {error}")),
             // Others are waited for where they are needed, with a reason of their own.
             Err(error) => say(&format!("{}: {error}", disk.at.display())),
         }
@@ -134,6 +138,14 @@ pub(crate) fn clear() {
     [Path::new(INIT), &Path::new("/").join(PLAN)].iter().for_each(|file| fs::remove_file(file).unwrap_or_default());
 }
 
+/// Waits for a file system and mounts it below the host's root.
+fn bring(disk: &Disk) -> io::Result<()> {
+    let device = find(disk)?;
+    let at = Path::new(ROOT).join(disk.at.strip_prefix("/").unwrap_or(&disk.at));
+    fs::create_dir_all(&at)?;
+    mounts::mount_disk(&device, &at, &disk.kind, &disk.words, &disk.options)
+}
+
 /// The host's root becomes the root, for this process and what looks for files in the kernel's name.
 fn switch() -> io::Result<()> {
     for place in mounts::kernels() {
@@ -150,7 +162,7 @@ fn find(disk: &Disk) -> io::Result<PathBuf> {
     let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     // Older than the first look, so nothing appears unseen.
     inotify::add_watch(&watch, "/dev", WatchFlags::CREATE | WatchFlags::ATTRIB)?;
-    let until = Instant::now() + FOR_DISKS;
+    let until = Instant::now() + if disk.is_root() { FOR_ROOT } else { FOR_OTHERS };
     loop {
         if let Some(name) = chosen(disk, &holders(disk)?) {
             return Ok(Path::new("/dev").join(name));

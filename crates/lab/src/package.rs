@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use fermata_first::PROGRAM;
 
 use crate::{artifact, command, paths, prerequisites, progress::Step};
 
@@ -29,9 +30,6 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("zsh", "usr/share/zsh/vendor-completions/_fermata"),
     ("fish", "usr/share/fish/vendor_completions.d/fermata.fish"),
 ];
-
-/// Where the first program after a jump is, as the agent names it to the kernel.
-const FIRST: &str = "usr/lib/fermata/first";
 
 /// Version of the workspace.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -144,7 +142,9 @@ fn prepare(work: &Path, binary: &Path, version: &str) -> Result<()> {
     copy_tree(&workspace.join("packaging/tree"), &work.join("tree"))?;
     copy_tree(&workspace.join("examples"), &work.join("examples"))?;
     let fermata = work.join("tree/usr/bin/fermata");
-    for (program, place) in [(binary, &fermata), (&artifact::first()?, &work.join("tree").join(FIRST))] {
+    for (program, place) in
+        [(binary, &fermata), (&artifact::first()?, &work.join("tree").join(PROGRAM.trim_start_matches('/')))]
+    {
         fs::create_dir_all(place.parent().unwrap_or(work))?;
         fs::copy(program, place).with_context(|| format!("copy {}", program.display()))?;
         fs::set_permissions(place, fs::Permissions::from_mode(0o755))?;

@@ -99,7 +99,7 @@ fn vms_came_first_and_are_within_their_limits(host: &Host) {
     let kernel = host.run("dmesg").unwrap();
     assert!(kernel.contains("fermata-first: modules are there"), "{kernel}");
     assert!(kernel.contains("fermata-first: disks are there"), "not by Fermata's initial RAM disk: {kernel}");
-    // What it held in memory is given back: of its files none is left in use by anybody.
+    // Both of the host's file systems, and not the RAM disk's.
     let mounts = host
         .run("findmnt --noheadings --output TARGET,FSTYPE,OPTIONS --target / --target /var/lib/fermata-lab/images")
         .unwrap();

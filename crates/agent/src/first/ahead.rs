@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use fermata_first::AGENT;
 use fermata_first::note::{Module, Note};
 
 use super::mapped;
@@ -31,7 +32,7 @@ pub(crate) fn note(release: &str, processes: &[i32], alone: bool) -> Note {
         Ok(copies) => modules.iter_mut().for_each(|module| module.file = copies.of(&module.file)),
         Err(error) => tracing::warn!(%error, "no copies of modules; the next kernel unpacks them"),
     }
-    let agent = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin/fermata"));
+    let agent = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(AGENT));
     Note { release: release.to_owned(), agent, modules, parts: mapped::by(processes) }
 }
 
