@@ -12,6 +12,7 @@
 //! | [`measure`] | one maintenance, and what every guest and its peer felt |
 //! | [`bare`] | the same swap by bare QMP commands |
 //! | [`leaks`] | what a host holds: descriptors, processes, files |
+//! | [`pings`] | what a host sends of its own accord, also in the pause |
 //! | [`figures`] | median, p99 and largest (pure) |
 //! | [`plan`] | how much the benchmark measures (pure) |
 //! | [`bench`] | `cargo xtask bench swap` |
@@ -25,5 +26,6 @@ pub mod figures;
 pub mod guest;
 pub mod leaks;
 pub mod measure;
+pub mod pings;
 pub mod plan;
 mod summary;

@@ -5,10 +5,11 @@
 //!
 //! ```text
 //!  new VMM starts      hold(new tap)     frames for the new tap wait in a `plug` queue; it is not on the bridge yet
-//!  just before STOP    steer(new tap)    on the bridge, and the guest's address points to it: frames wait for the guest
+//!  just before STOP    forget(old tap)   what the guest still sends through it does not turn the bridge back
+//!                      steer(new tap)    on the bridge, and the guest's address points to it: frames wait for the guest
 //!  after RESUME        hand_on(old tap)  what came before the steering and was not read any more goes to the new tap
 //!                      release(new tap)  what waited goes in, in order
-//!  taken back          steer(old tap), give_back(new tap): what waited goes to the VMM that has the VM
+//!  taken back          forget(new tap), steer(old tap), give_back(new tap): what waited goes to the VMM that has the VM
 //! ```
 //!
 //! Nothing is lost either way: until STOP the old VMM still empties its own tap, what it leaves there is handed on, and what the guest
@@ -53,6 +54,15 @@ impl Links {
         self.handle.link().set(up).execute().await.map_err(Self::failed("bring up", tap))
     }
 
+    /// The bridge does not look for the senders of what comes through this tap behind it any more: frames for them would go where nobody
+    /// takes them. Whether the tap is on a bridge at all; where it is not, nothing was ever steered to it.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub fn forget(&self, tap: &str) -> Result<bool, LinkError> {
+        Self::learn(tap, false)
+    }
+
     /// Puts a tap on the bridge and makes it the way to `mac`. Idempotent.
     ///
     /// # Errors
@@ -63,6 +73,7 @@ impl Links {
         let index = self.index(tap)?;
         let join = LinkUnspec::new_with_index(index).controller(controller).build();
         self.handle.link().set(join).execute().await.map_err(Self::failed("attach", tap))?;
+        Self::learn(tap, true)?;
         self.handle
             .neighbours()
             .add_bridge(index, &mac.bytes())
@@ -88,7 +99,7 @@ impl Links {
     /// # Errors
     /// [`LinkError`]; frames not given back are lost with the tap.
     pub async fn give_back(&self, tap: &str, queue: &Queue) -> Result<usize, LinkError> {
-        if !Self::stop_learning(tap)? {
+        if !self.forget(tap)? {
             return Ok(0);
         }
         self.release(tap).await?;
@@ -101,14 +112,12 @@ impl Links {
     /// # Errors
     /// [`LinkError`]; frames not handed on are lost with the tap.
     pub fn hand_on(&self, tap: &str, queue: &Queue) -> Result<usize, LinkError> {
-        if Self::stop_learning(tap)? { Ok(queue.send_back()?) } else { Ok(0) }
+        if self.forget(tap)? { Ok(queue.send_back()?) } else { Ok(0) }
     }
 
-    /// Else the bridge would look for the senders behind a tap that they never were behind. Whether the tap is on a bridge at all; where
-    /// it is not, nothing was ever steered to it.
-    fn stop_learning(tap: &str) -> Result<bool, LinkError> {
+    fn learn(tap: &str, learns: bool) -> Result<bool, LinkError> {
         let learning = Path::new("/sys/class/net").join(tap).join("brport/learning");
-        match std::fs::write(&learning, "0") {
+        match std::fs::write(&learning, if learns { "1" } else { "0" }) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error.into()),

@@ -201,11 +201,12 @@ impl Vms {
         let paths = Paths::in_folder(&beside.runtime.dir);
         let target = paths.incoming_cpr();
         let ways = self.ways(record, &beside.runtime);
+        let from = live.runtime().taps.clone();
         let (vms, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
         let guarded = Arc::clone(beside);
         let relayed = tokio::task::spawn_blocking(move || {
             let mut steered = Ok(());
-            let gate = || steered = runtime.block_on(vms.steer_through(&guarded, &ways));
+            let gate = || steered = runtime.block_on(vms.steer_through(&guarded, &from, &ways));
             relay.run(&target, limit, gate)?;
             Ok::<_, fermata_vault::relay::RelayError>(steered)
         });
@@ -223,7 +224,7 @@ impl Vms {
         beside: &Beside,
         limit: Duration,
     ) -> Result<HandedOver, VmError> {
-        self.steer_through(beside, &self.ways(record, &beside.runtime)).await?;
+        self.steer_through(beside, &live.runtime().taps, &self.ways(record, &beside.runtime)).await?;
         let paths = Paths::in_folder(&beside.runtime.dir);
         let monitor = beside.qmp();
         let handed = Way::File.hand_over(live.qmp(), &beside.process, monitor.as_ref(), &paths, limit);

@@ -15,7 +15,7 @@ use fermata_probe::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::guest::Guest;
+use super::{guest::Guest, pings::Pings};
 use crate::host::Host;
 
 /// How long a maintenance of a few VMs may take on an emulated host.
@@ -89,8 +89,10 @@ pub struct Swap {
     pub tcp_gap_ms: f64,
     /// Largest time without a UDP heartbeat at the guest's peer.
     pub udp_gap_ms: f64,
-    /// UDP heartbeats, or their echoes, that never arrived.
+    /// UDP heartbeats, or their echoes, and echo requests of the host's own that never arrived.
     pub packets_lost: u64,
+    /// How many echo requests the host sent, some of them while the guest stood.
+    pub pings: u64,
     /// TCP connections that broke.
     pub reconnects: u64,
     /// Retransmission timers that fired in the guest.
@@ -155,11 +157,13 @@ pub fn swap(host: &Host, guests: &[Guest], update: &Update) -> Result<Vec<Swap>>
         before.push((vmm_of(host, &guest.name)?, snapshot(host, guest)?));
     }
     let senders = host.sink_report()?.senders;
+    let pings = guests.iter().map(|guest| Pings::begin(host, guest)).collect::<Result<Vec<_>>>()?;
     let report = apply(host, guests, update)?;
+    let pings = pings.into_iter().map(Pings::missing).collect::<Result<Vec<_>>>()?;
     let timeouts = host_timeouts(host)? - timeouts;
     let after_senders = host.sink_report()?.senders;
     let mut swaps = Vec::new();
-    for (guest, (from, before)) in guests.iter().zip(before) {
+    for ((guest, (from, before)), (unanswered, pings)) in guests.iter().zip(before).zip(pings) {
         let after = snapshot(host, guest)?;
         let to = vmm_of(host, &guest.name)?;
         let sender = |senders: &[Sender]| senders.iter().find(|s| s.address == address(guest)).cloned();
@@ -185,7 +189,8 @@ pub fn swap(host: &Host, guests: &[Guest], update: &Update) -> Result<Vec<Swap>>
             clock_stood_ms: signed_ms(stood),
             tcp_gap_ms: ms(peer.tcp.gap_ns),
             udp_gap_ms: ms(peer.udp.gap_ns),
-            packets_lost: net.udp.missing.saturating_sub(net_before.udp.missing),
+            packets_lost: net.udp.missing.saturating_sub(net_before.udp.missing) + unanswered,
+            pings,
             reconnects: net.tcp_reconnects - net_before.tcp_reconnects + (peer.connections - peer_before.connections),
             guest_timeouts: net.tcp_timeouts - net_before.tcp_timeouts,
             host_timeouts: timeouts,

@@ -67,7 +67,8 @@ impl Vms {
         if let Some(haste) = beside.as_ref().and_then(|beside| beside.hurry(None)) {
             haste.returned();
         }
-        self.steer(&self.ways(&record, live.runtime())).await?;
+        let from = beside.as_ref().map_or(&[][..], |beside| &beside.runtime.taps);
+        self.steer(from, &self.ways(&record, live.runtime())).await?;
         if let Some(beside) = &beside {
             self.give_frames_back(beside).await;
         }

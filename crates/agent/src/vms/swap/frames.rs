@@ -1,6 +1,7 @@
 //! Frames while a VM changes its VMM: steered to the new one's taps just before it stands, and never left with a dead one.
 
 use fermata_model::{BridgeName, Mac};
+use fermata_vault::tap::TapName;
 
 use super::super::live::Live;
 use super::super::{VmError, Vms};
@@ -8,14 +9,15 @@ use super::{Beside, Gate};
 use crate::inventory::{Runtime, VmRecord};
 
 impl Vms {
-    /// Steers frames to the VMM beside, unless its gate was shut.
+    /// Steers frames from the taps of the VMM that runs the VM to the one beside, unless its gate was shut.
     pub(super) async fn steer_through(
         &self,
         beside: &Beside,
+        from: &[TapName],
         ways: &[(String, BridgeName, Mac)],
     ) -> Result<(), VmError> {
         let gate = beside.gate.lock().await;
-        if *gate == Gate::Open { self.steer(ways).await } else { Ok(()) }
+        if *gate == Gate::Open { self.steer(from, ways).await } else { Ok(()) }
     }
 
     /// Which tap each address of a VM is reached through, with a VMM's taps.
@@ -24,7 +26,11 @@ impl Vms {
         nics.zip(&runtime.taps).map(|(nic, tap)| (tap.to_string(), nic.bridge.clone(), nic.mac)).collect()
     }
 
-    pub(super) async fn steer(&self, ways: &[(String, BridgeName, Mac)]) -> Result<(), VmError> {
+    /// Away from some taps, which the guest may still send through.
+    pub(super) async fn steer(&self, from: &[TapName], ways: &[(String, BridgeName, Mac)]) -> Result<(), VmError> {
+        for (nic, tap) in from.iter().enumerate() {
+            self.links.forget(tap.as_str()).map_err(|source| VmError::Nic { nic, source })?;
+        }
         for (nic, (tap, bridge, mac)) in ways.iter().enumerate() {
             self.links.steer(tap, bridge, *mac).await.map_err(|source| VmError::Nic { nic, source })?;
         }
