@@ -34,6 +34,7 @@ use crate::{
         bench::head,
         figures::Figures,
         guest::{Guest, pace},
+        leaks::Held,
     },
 };
 
@@ -120,6 +121,17 @@ struct ByHand {
     felt: Felt,
 }
 
+/// What a host held after a change, with its VMs still on it.
+#[derive(Debug, Clone, Serialize)]
+struct Holding {
+    vms: usize,
+    memory_mib: u64,
+    /// The kernel that runs now.
+    on: String,
+    #[serde(flatten)]
+    held: Held,
+}
+
 #[derive(Debug, Default)]
 struct Measured {
     floors: BTreeMap<String, Vec<f64>>,
@@ -127,6 +139,7 @@ struct Measured {
     unpacked: BTreeMap<String, Vec<f64>>,
     jumps: Vec<Jump>,
     by_hand: Vec<ByHand>,
+    held: Vec<Holding>,
     notes: Vec<String>,
 }
 
@@ -267,6 +280,9 @@ impl Bench<'_> {
             ));
             self.measured.jumps.push(jump);
         }
+        let (vms, memory_mib) = (guests.len(), guests.first().map_or(0, |guest| guest.memory_mib));
+        let held = Held::by(self.host)?;
+        self.measured.held.push(Holding { vms, memory_mib, on: kernel.to_string(), held });
         if report["outcome"] != "done" {
             self.measured.notes.push(format!("change to {kernel}: {}", report["trouble"]));
         }
@@ -279,7 +295,7 @@ impl Bench<'_> {
         let file = folder.join("kexec.json");
         let mut all = self.head.clone();
         let measured = &self.measured;
-        all["runs"] = json!({"floor_ms": measured.floors, "floor_unpacked_ms": measured.unpacked, "kexec": measured.jumps, "by_hand": measured.by_hand});
+        all["runs"] = json!({"floor_ms": measured.floors, "floor_unpacked_ms": measured.unpacked, "kexec": measured.jumps, "by_hand": measured.by_hand, "held": measured.held});
         all["summary"] = summary(measured);
         all["took_s"] = json!(self.began.elapsed().as_secs());
         fs::write(&file, serde_json::to_vec_pretty(&all)?).with_context(|| format!("write {}", file.display()))?;
@@ -307,6 +323,17 @@ fn round(ratio: f64) -> f64 {
     (ratio * 100.0).round() / 100.0
 }
 
+/// What the host holds more after the last change than after the second one to the same kernel, and over how many changes: each kernel's
+/// first modules and forecasts are not a leak. None before there is a third change to one kernel.
+fn leaked(held: &[&Holding]) -> Option<Value> {
+    let last = held.last()?;
+    let same: Vec<usize> = (0..held.len()).filter(|at| held.get(*at).is_some_and(|one| one.on == last.on)).collect();
+    let [_, base, .., end] = same[..] else { return None };
+    let mut leaked = json!(last.held.since(&held.get(base)?.held));
+    leaked["changes"] = json!(end - base);
+    Some(leaked)
+}
+
 fn summary(measured: &Measured) -> Value {
     let mut by_company = BTreeMap::new();
     for key in measured.jumps.iter().map(|jump| (jump.vms, jump.memory_mib)) {
@@ -314,6 +341,7 @@ fn summary(measured: &Measured) -> Value {
         let by_hand = measured.by_hand.iter().filter(|one| (one.vms, one.memory_mib) == key);
         let of = |what: fn(&Jump) -> f64| Figures::of(these.iter().map(|jump| what(jump)));
         let sum = |what: fn(&Jump) -> u64| these.iter().map(|jump| what(jump)).sum::<u64>();
+        let held: Vec<&Holding> = measured.held.iter().filter(|one| (one.vms, one.memory_mib) == key).collect();
         let used = these.iter().flat_map(|jump| measured.floors.get(&jump.to).into_iter().flatten().copied());
         let mut phases: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for (what, from, to) in these.iter().flat_map(|jump| &jump.acts_ms) {
@@ -339,6 +367,7 @@ fn summary(measured: &Measured) -> Value {
                 "tcp_broken": sum(|jump| jump.felt.reconnects),
                 "boot_id_changed": sum(|jump| u64::from(!jump.felt.boot_id_kept)),
                 "not_done": sum(|jump| u64::from(jump.outcome != "done")),
+                "leaked": leaked(&held),
                 "phases_ms": phases,
             }),
         );
@@ -384,6 +413,21 @@ mod tests {
             assert!(Plan::quick().wished(&[company.to_owned()], None, None).is_err(), "{company}");
         }
         assert!(Plan::quick().wished(&[], Some(0), None).is_err());
+    }
+
+    #[test]
+    fn a_leak_is_what_became_more_under_the_same_kernel() {
+        let holding = |on: &str, files| {
+            let held = Held { descriptors: 20, processes: 9, files, agent_kib: 20_000, shared_kib: 100 };
+            Holding { vms: 1, memory_mib: 256, on: on.to_owned(), held }
+        };
+        let all = [("7", 40), ("6", 60), ("7", 50), ("6", 61), ("7", 50), ("6", 61), ("7", 52)];
+        let all: Vec<Holding> = all.into_iter().map(|(on, files)| holding(on, files)).collect();
+        let until = |count| leaked(&all.iter().take(count).collect::<Vec<_>>());
+        assert!((0..5).all(|count| until(count).is_none()));
+        assert_eq!(until(5).unwrap()["files"], 0);
+        let last = until(7).unwrap();
+        assert_eq!((&last["files"], &last["descriptors"], &last["changes"]), (&json!(2), &json!(0), &json!(4)));
     }
 
     #[test]
