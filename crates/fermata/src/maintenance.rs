@@ -195,6 +195,9 @@ fn check(view: &CheckView) -> String {
         view.choice.refusals.iter().map(|r| vec![r.vm.to_string(), "REFUSED".to_owned(), r.reason.to_string()]);
     let rows: Vec<_> = plans.chain(refusals).collect();
     let mut text = format!("{} ({})\n{}", view.title, view.update, output::table(&["VM", "MECHANISM", ""], &rows));
+    for told in &view.told {
+        text.push_str(&format!("\n{told}"));
+    }
     for step in &view.undo {
         text.push_str(&format!("\nundo: {step}"));
     }

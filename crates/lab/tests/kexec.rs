@@ -48,6 +48,7 @@ fn vms_keep_everything_while_the_hosts_kernel_changes() {
     }
     let kernel = host.run("uname -r").unwrap();
     assert!(kernel.starts_with("6.12"), "{kernel}");
+    what_cannot_be_entered_is_refused_before_anything(host);
     let before = measure::before(host, peer, &guests).unwrap();
     one_module_is_packed(host);
 
@@ -75,6 +76,37 @@ fn vms_keep_everything_while_the_hosts_kernel_changes() {
     vms_came_first_and_are_within_their_limits(host);
     nothing_was_unpacked_while_vms_stood(host);
     lab.down().unwrap();
+}
+
+/// An update is told how its kernel would be entered, or why it cannot be, and nothing is begun then.
+fn what_cannot_be_entered_is_refused_before_anything(host: &Host) {
+    let good = change::update(host, Kernel::Backports).unwrap();
+    let said = |update: &str, command: &str| {
+        host.write("/root/other.toml", update).unwrap();
+        let output = host.exec(&format!("fermata update {command} /root/other.toml")).unwrap();
+        (output.status == 0, output.stdout + &output.stderr)
+    };
+    let (fine, told) = said(&good, "check");
+    println!("{told}");
+    assert!(fine && told.contains("initial RAM disk: Fermata's"), "{told}");
+
+    let modules = host.run("ls -d /usr/lib/modules/7.*").unwrap().trim().to_owned();
+    host.run(&format!("mv {modules} /root/modules && mkdir /root/initrds && mv /boot/initrd.img-7.* /root/initrds/"))
+        .unwrap();
+    let (fine, told) = said(&good, "apply --detach");
+    assert!(!fine && told.contains("install the modules of kernel 7."), "{told}");
+    let prepared = "[[prepare]]\ncommand = [\"/usr/bin/true\"]\ntimeout_ms = 1000\n";
+    let (fine, told) = said(&good.replace("[change]", &format!("{prepared}[change]")), "check");
+    assert!(fine && told.contains("not yet: "), "{told}");
+    host.run(&format!("mv /root/modules {modules}")).unwrap();
+
+    let (fine, told) = said(&format!("{good}as_is = true\n"), "apply --detach");
+    assert!(!fine && told.contains("has no initial RAM disk (initrd.img-7."), "{told}");
+    assert!(said(&good, "check").0, "Fermata's own needs no other");
+    host.run("mv /root/initrds/* /boot/").unwrap();
+    let (fine, told) = said(&format!("{good}initrd = \"/boot/none\"\n"), "apply --detach");
+    assert!(!fine && told.contains("`initrd` /boot/none is no file"), "{told}");
+    assert_eq!(json(host, "maintenance list"), Value::Array(Vec::new()), "nothing was begun");
 }
 
 /// As Debian's package has them all; the lab's image has them unpacked.

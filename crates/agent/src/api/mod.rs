@@ -166,7 +166,10 @@ async fn resume(State(vms): Shared, Path(name): Path<VmName>) -> Result<Json<VmV
 fn maintain_failure(error: &MaintainError) -> Response {
     let status = match error {
         MaintainError::NoSuch(_) => StatusCode::NOT_FOUND,
-        MaintainError::Update(_) | MaintainError::Id(_) | MaintainError::Binary { .. } => StatusCode::BAD_REQUEST,
+        MaintainError::Update(_)
+        | MaintainError::Id(_)
+        | MaintainError::Binary { .. }
+        | MaintainError::Kernel { .. } => StatusCode::BAD_REQUEST,
         MaintainError::Order(_) | MaintainError::Busy(_) | MaintainError::Over(_) => StatusCode::CONFLICT,
         MaintainError::Journal(_) | MaintainError::Start(_) | MaintainError::Vm(_) | MaintainError::Bring { .. } => {
             StatusCode::INTERNAL_SERVER_ERROR
@@ -183,7 +186,8 @@ fn text(body: &Bytes) -> Result<&str, Response> {
 
 async fn check_update(State(maintain): Maintaining, body: Bytes) -> Result<Json<CheckView>, Response> {
     let (update, choice) = maintain.check(text(&body)?).await.map_err(|e| maintain_failure(&e))?;
-    Ok(Json(CheckView::new(&update, choice)))
+    let told = maintain.foresee(&update, &choice).await.map_err(|e| maintain_failure(&e))?;
+    Ok(Json(CheckView::new(&update, choice, told)))
 }
 
 async fn apply_update(State(maintain): Maintaining, body: Bytes) -> Result<Json<Report>, Response> {

@@ -196,12 +196,15 @@ pub struct CheckView {
     pub choice: Choice,
     /// What would take the change back.
     pub undo: Vec<String>,
+    /// How the change would be made here, in words: of a kernel, which initial RAM disk, and what is still missing.
+    #[serde(default)]
+    pub told: Vec<String>,
 }
 
 impl CheckView {
     /// From an update and what was chosen for it.
     #[must_use]
-    pub fn new(update: &Update, choice: Choice) -> Self {
+    pub fn new(update: &Update, choice: Choice, told: Vec<String>) -> Self {
         let undo = update.steps(Section::Undo).iter().map(|step| step.command.to_string()).collect();
         Self {
             update: update.id.to_string(),
@@ -209,6 +212,7 @@ impl CheckView {
             digest: update.digest.to_string(),
             choice,
             undo,
+            told,
         }
     }
 }

@@ -32,6 +32,9 @@ const OTHERS: [&str; 9] =
 /// Kinds whose identity is read.
 const KINDS: [&str; 4] = ["ext2", "ext3", "ext4", "xfs"];
 
+/// A reason.
+const LEFT: &str = "VMs' modules are left to modprobe";
+
 /// Makes it in `folder`: for the kernel and the VMs of `note`, and a host of whose `files` each is needed. `usual` is the distribution's.
 ///
 /// # Errors
@@ -44,21 +47,10 @@ pub(crate) fn make(
     usual: Option<&Path>,
     alone: bool,
 ) -> Result<PathBuf, String> {
-    if let Some(word) = cmdline.split_whitespace().find(|word| OTHERS.iter().any(|other| word.starts_with(other))) {
-        return Err(format!("the command line says `{word}`"));
-    }
     if note.modules.is_empty() {
-        return Err("VMs' modules are left to modprobe".to_owned());
+        return Err(LEFT.to_owned());
     }
-    let program = read(Path::new(PROGRAM))?;
-    if !stands_alone(&program) {
-        return Err(format!("{PROGRAM} needs libraries"));
-    }
-    let mounts = read_text("/proc/self/mountinfo")?;
-    let disks = disks(&mounts, files)?;
-    let needed: BTreeSet<String> = disks.iter().flat_map(|(disk, number)| needs(disk, number)).collect();
-    let disks_modules = ahead::modules(&note.release, needed.iter().map(String::as_str))
-        .ok_or("a module of a disk is not found, or has a rule of the operator's")?;
+    let Parts { program, disks, disks_modules } = Parts::of(&note.release, cmdline, files)?;
     let first = usual.map(read).transpose()?;
     let mut archive = Archive::after(archive::early(first.as_deref().unwrap_or_default()).to_vec());
     archive.file("init", 0o755, &program);
@@ -82,6 +74,38 @@ pub(crate) fn make(
         "an initial RAM disk is made"
     );
     Ok(file)
+}
+
+/// Why the distribution's would have to be used for that kernel, in words, told without making one; `None` where nothing is in the way.
+pub(crate) fn obstacle(release: &str, cmdline: &str, files: &[PathBuf]) -> Option<String> {
+    let left = || ahead::modules(release, fermata_first::modules::names()).is_none_or(|modules| modules.is_empty());
+    Parts::of(release, cmdline, files).err().or_else(|| left().then(|| LEFT.to_owned()))
+}
+
+/// What goes into one for the way to the root.
+struct Parts {
+    program: Vec<u8>,
+    /// With the numbers of their devices.
+    disks: Vec<(Disk, String)>,
+    disks_modules: Vec<Module>,
+}
+
+impl Parts {
+    fn of(release: &str, cmdline: &str, files: &[PathBuf]) -> Result<Self, String> {
+        if let Some(word) = cmdline.split_whitespace().find(|word| OTHERS.iter().any(|other| word.starts_with(other))) {
+            return Err(format!("the command line says `{word}`"));
+        }
+        let program = read(Path::new(PROGRAM))?;
+        if !stands_alone(&program) {
+            return Err(format!("{PROGRAM} needs libraries"));
+        }
+        let mounts = read_text("/proc/self/mountinfo")?;
+        let disks = disks(&mounts, files)?;
+        let needed: BTreeSet<String> = disks.iter().flat_map(|(disk, number)| needs(disk, number)).collect();
+        let disks_modules = ahead::modules(release, needed.iter().map(String::as_str))
+            .ok_or("a module of a disk is not found, or has a rule of the operator's")?;
+        Ok(Self { program, disks, disks_modules })
+    }
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, String> {
@@ -233,9 +257,8 @@ mod tests {
     #[test]
     fn words_for_another_one_are_the_operators() {
         let note = Note { release: "1".to_owned(), agent: "/a".into(), modules: Vec::new(), parts: Vec::new() };
-        let why = |cmdline: &str| make(Path::new("/nowhere"), &note, cmdline, &[], None, true).unwrap_err();
-        assert_eq!(why("quiet rd.break"), "the command line says `rd.break`");
-        assert_eq!(why("quiet"), "VMs' modules are left to modprobe");
+        assert_eq!(make(Path::new("/nowhere"), &note, "quiet", &[], None, true).unwrap_err(), LEFT);
+        assert_eq!(obstacle("1", "quiet rd.break", &[]).unwrap(), "the command line says `rd.break`");
     }
 
     #[test]

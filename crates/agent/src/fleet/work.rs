@@ -89,7 +89,7 @@ impl FleetHost {
                 other.id
             ));
         }
-        for wanted in updates {
+        for (number, wanted) in updates.iter().enumerate() {
             let text = updates::get(&tools.folder, &tools.line, wanted).await.map_err(|error| crate::chain(&error))?;
             let (update, choice) = maintain.check(&text).await.map_err(|error| crate::chain(&error))?;
             if let Some(other) = known.iter().find(|known| known.update == update.id && known.digest != update.digest) {
@@ -100,6 +100,10 @@ impl FleetHost {
             }
             if let Some(refusal) = choice.refusals.first() {
                 return Err(refusal.to_string());
+            }
+            if number == 0 {
+                // What comes later may be brought by what comes first.
+                maintain.foresee(&update, &choice).await.map_err(|error| crate::chain(&error))?;
             }
             let needed = choice.mechanism();
             if needed > wanted.mechanism.min(update.harshest) {

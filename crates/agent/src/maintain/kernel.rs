@@ -4,25 +4,23 @@
 //! entered, and what the wall clock and the time-stamp counter said at the same moment. The counter runs on through a
 //! kexec, so the new kernel's clock, which comes from the RTC's whole seconds, is put right from it.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fermata_first::note::{Note, Part};
+use fermata_first::note::Part;
 use fermata_maintenance::clock::{ClockOutcome, TOLERANCE};
 use fermata_maintenance::machine::{ActResult, Evidence, Failure, State};
 use fermata_maintenance::time::Mono;
 use fermata_maintenance::update::{Change, KernelChange};
-use fermata_model::spec::Firmware;
-use fermata_model::{VmDefinition, VmName};
+use fermata_model::VmName;
 use fermata_vault::kexec;
 use fermata_vault::tsc::rdtsc;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Maintain, modules, time, way_back};
-use crate::first::{Steps, ahead, ram};
-use crate::jumped;
+use super::target::Needs;
+use super::{Maintain, initrd, time, way_back};
+use crate::first::ahead;
 use crate::vms::Vms;
 
 /// What crosses.
@@ -62,7 +60,9 @@ fn change(state: &State) -> Result<&KernelChange, Failure> {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, Failure> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(Failure::new),
         Err(_) => Err(Failure::new("the agent failed inside; its log says where")),
@@ -72,66 +72,26 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + 
 /// Loads the kernel to jump into, and brings what is not on the disks yet there, so that little is left for the pause.
 pub(super) async fn load(shell: &Maintain, state: &State) -> ActResult {
     let kernel = change(state)?.clone();
-    let (config, boot) = (shell.vms.config().clone(), shell.vms.boot());
-    let vault = shell.vms.vaults().device(shell.vms.vaults().kind()).map(Path::to_owned);
-    let running = shell.vms.running().await.map_err(|error| Failure::new(crate::chain(&error)))?;
-    let disks: Vec<PathBuf> = running.iter().flat_map(|(vm, _)| &vm.disks).map(|disk| disk.path.clone()).collect();
-    let starts = running.iter().flat_map(|(vm, _)| start_files(vm));
-    let starts: Vec<PathBuf> = starts.collect();
-    let files = [config.state_dir.clone(), config.launcher.clone()].into_iter().chain(disks.clone());
-    let files: Vec<PathBuf> = files.chain(starts.clone()).collect();
-    let vmms = running.iter().filter_map(|(_, live)| live.runtime().process.map(|process| process.pid));
-    let alike: Vec<i32> = vmms.chain([rustix::process::getpid().as_raw_pid()]).collect();
+    let needs = Needs::of(&shell.vms).await.map_err(|error| Failure::new(crate::chain(&error)))?;
     blocking(move || {
-        let mut target = Target::of(&kernel, vault.as_deref(), &files, boot)?;
-        let steps = Steps::of(&config, &disks);
-        target.cmdline = steps.in_words(&target.cmdline);
-        let mut note = ahead::note(&target.release, &alike, steps.alone());
+        let (mut target, steps) = needs.target(&kernel)?;
+        let mut note = ahead::note(&target.release, &needs.alike, steps.alone());
         // A VMM reads them at its start, also for a VM that goes on.
-        note.parts.extend(starts.into_iter().map(Part::whole));
+        note.parts.extend(needs.starts.into_iter().map(Part::whole));
         if steps.alone()
             && let Err(error) = note.write()
         {
             tracing::warn!(%error, "nothing is noted for the first program; it finds out for itself");
         }
-        target.initrd = initrd(&kernel, &target, &config.state_dir, &note, &files, steps);
+        let folder = &needs.config.state_dir;
+        target.initrd = initrd::chosen(&kernel, &target, folder, &note, &needs.files, steps.alone())?;
         target.load(kernel.as_is)?;
-        way_back::note(&config, steps, &target.release, boot)?;
+        way_back::note(&needs.config, steps, &target.release, needs.boot)?;
         rustix::fs::sync();
         tracing::info!(release = target.release, "kernel loaded");
         Ok(Evidence::Done)
     })
     .await
-}
-
-/// What a VM is started from besides its disks.
-fn start_files(vm: &VmDefinition) -> Vec<PathBuf> {
-    match &vm.firmware {
-        Firmware::Kernel(kernel) => [&kernel.image].into_iter().chain(&kernel.initrd).cloned().collect(),
-        Firmware::Bios | Firmware::Uefi => Vec::new(),
-    }
-}
-
-/// The initial RAM disk that the kernel is entered with: the update's own, else one of Fermata's, else the distribution's.
-fn initrd(
-    change: &KernelChange,
-    target: &Target,
-    folder: &Path,
-    note: &Note,
-    files: &[PathBuf],
-    steps: Steps,
-) -> Option<PathBuf> {
-    let usual = target.initrd.clone();
-    if change.initrd.is_some() || change.as_is {
-        return usual;
-    }
-    match ram::make(folder, note, &target.cmdline, files, usual.as_deref(), steps.alone()) {
-        Ok(made) => Some(made),
-        Err(why) => {
-            tracing::info!(why, "the distribution's initial RAM disk leads to the root file system");
-            usual
-        }
-    }
 }
 
 /// Forgets the kernel that was loaded.
@@ -142,72 +102,6 @@ pub(super) async fn unload(shell: &Maintain) -> ActResult {
         way_back::forget(&config).map(|()| Evidence::Done)
     })
     .await
-}
-
-/// What is to be entered, checked as far as it can be from here.
-#[derive(Debug)]
-struct Target {
-    image: PathBuf,
-    initrd: Option<PathBuf>,
-    cmdline: String,
-    release: String,
-}
-
-impl Target {
-    fn of(kernel: &KernelChange, vault: Option<&Path>, files: &[PathBuf], boot: Uuid) -> Result<Self, String> {
-        let release = kexec::release_of(&kernel.image).map_err(|e| e.to_string())?;
-        let running = std::fs::read_to_string("/proc/cmdline").map_err(|e| format!("/proc/cmdline: {e}"))?;
-        let cmdline = cmdline(running.trim(), kernel.cmdline.as_deref(), vault.is_some())?;
-        let cmdline = jumped::with_word(&cmdline, boot);
-        modules::check(&release, vault.is_some(), files)?;
-        let initrd = kernel.initrd.clone().or_else(|| {
-            let usual = kernel.image.with_file_name(format!("initrd.img-{release}"));
-            usual.is_file().then_some(usual)
-        });
-        Ok(Self { image: kernel.image.clone(), initrd, cmdline, release })
-    }
-
-    /// Loads it; unless it is to be entered as it is, what can be done before the jump is done here.
-    fn load(&self, as_is: bool) -> Result<(), String> {
-        let (image, initrd, cmdline) = (&self.image, self.initrd.as_deref(), &self.cmdline);
-        let why = if as_is {
-            kexec::load(image, initrd, cmdline).map(|()| Some("the update says so".to_owned()))
-        } else {
-            kexec::load_unpacked(image, initrd, cmdline)
-        };
-        match why.map_err(|e| e.to_string())? {
-            Some(why) => tracing::info!(why, "the kernel is entered as it is, and unpacks itself while VMs stand"),
-            None => tracing::info!("the kernel is unpacked already"),
-        }
-        Ok(())
-    }
-}
-
-/// The command line to enter a kernel with. The vault's memory must be set aside there as it is here.
-fn cmdline(running: &str, wanted: Option<&str>, vault: bool) -> Result<String, String> {
-    let mut cmdline = wanted.unwrap_or(running).to_owned();
-    for word in running.split_whitespace().filter(|word| vault && word.starts_with("memmap=")) {
-        if !cmdline.split_whitespace().any(|other| other == word) {
-            return Err(format!("the update's command line lacks `{word}`, by which the vault is set aside; add it"));
-        }
-    }
-    let has = |key: &str| cmdline.split_whitespace().any(|word| word.starts_with(key));
-    let mut more = Vec::new();
-    // A kernel that panics at its start must not stay there.
-    if !has("panic=") {
-        more.push("panic=10".to_owned());
-    }
-    // Every boot calibrates anew, and guests' clocks would run at another speed than before.
-    if !has("tsc_early_khz=")
-        && let Some(khz) = fermata_vault::kvm::guest_tsc_khz()
-    {
-        more.push(format!("tsc_early_khz={khz}"));
-    }
-    for word in more {
-        cmdline.push(' ');
-        cmdline.push_str(&word);
-    }
-    Ok(cmdline)
 }
 
 /// Jumps, if there still is time. Answers only when nothing came of it.
@@ -326,15 +220,6 @@ pub(super) async fn resume(vms: &Vms, state: &State, vm: &VmName, limit: Duratio
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_vaults_words_must_be_on_the_new_command_line() {
-        let running = "root=/dev/vda memmap=1G!4G tsc_early_khz=1 panic=5";
-        assert_eq!(cmdline(running, None, true).unwrap(), running);
-        let error = cmdline(running, Some("root=/dev/vda"), true).unwrap_err();
-        assert!(error.contains("memmap=1G!4G"), "{error}");
-        assert!(cmdline(running, Some("root=/dev/vda"), false).unwrap().contains("panic=10"));
-    }
 
     #[test]
     fn time_goes_on_with_the_counter() {

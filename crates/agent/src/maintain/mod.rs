@@ -14,10 +14,13 @@ mod announce;
 mod clock;
 mod dead_man;
 mod facts;
+mod foresee;
 mod halt;
+mod initrd;
 mod kernel;
 pub(crate) mod modules;
 mod steps;
+mod target;
 mod time;
 mod way_back;
 
@@ -84,6 +87,14 @@ pub enum MaintainError {
         /// What is wrong with it, and the way out.
         reason: String,
     },
+    /// The kernel that an update changes to.
+    #[error("update file: `image` {}: {reason}; nothing was begun", image.display())]
+    Kernel {
+        /// The file.
+        image: PathBuf,
+        /// Why it could not be entered.
+        reason: String,
+    },
     /// It cannot be written down that this host has a VMM now.
     #[error("VMM {version} cannot be written down in the agent's state folder; nothing was begun")]
     Bring {
@@ -99,7 +110,7 @@ impl MaintainError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::Update(_) | Self::Binary { .. } => "bad-update",
+            Self::Update(_) | Self::Binary { .. } | Self::Kernel { .. } => "bad-update",
             Self::Bring { .. } => "not-begun",
             Self::Order(_) => "refused",
             Self::Journal(_) => "journal-failed",
@@ -216,6 +227,9 @@ impl Maintain {
         let (mut update, choice) = self.check(file).await?;
         let journal = Journal::open(&self.journal)?;
         journal.check_identity(&update.id, update.digest)?;
+        for told in self.foresee(&update, &choice).await? {
+            tracing::info!(update = %update.id, "{told}");
+        }
         let now = time::now();
         let id = match terms.id {
             Some(id) => id,
@@ -230,11 +244,9 @@ impl Maintain {
             Change::Vmm { version, binary, .. } => binary.clone().map(|binary| (*version, binary)),
             _ => None,
         };
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        // More VMs at once would only stand longer each, and their rehearsals keep the host from answering.
-        update.parallelism = update.parallelism.min(u16::try_from(processors).unwrap_or(u16::MAX));
+        update.parallelism = foresee::at_once(&update);
         // One more than processors: while one waits for its disk, another can work.
-        let restores = processors + 1;
+        let restores = foresee::processors() + 1;
         let order = Order::new(id.clone(), update, choice, gate)?.restoring_at_once(restores);
         if let Some(active) = self.active() {
             return Err(MaintainError::Busy(active.id));

@@ -17,6 +17,7 @@ use fermata_vault::{kexec, kvm};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::initrd;
 use crate::config::Config;
 use crate::first::Steps;
 use crate::jumped;
@@ -59,7 +60,7 @@ pub(super) fn note(config: &Config, steps: Steps, to: &str, boot: Uuid) -> Resul
         tracing::warn!(image = %image.display(), "not there: the new kernel cannot go back into the running one");
         return forget(config);
     }
-    let initrd = Some(PathBuf::from(format!("/boot/initrd.img-{release}"))).filter(|initrd| initrd.is_file());
+    let initrd = initrd::usual(Path::new("/boot"), &release);
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(|e| format!("/proc/cmdline: {e}"))?;
     let cmdline = steps.in_words(&jumped::with_word(cmdline.trim(), boot));
     let note = Note { image, initrd, cmdline, to: to.to_owned(), tried: false };
