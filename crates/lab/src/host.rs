@@ -58,6 +58,12 @@ pub struct Output {
     pub stderr: String,
 }
 
+/// What every VM's processor does, twice: one that is halted with no timer set and no interrupt pending never goes on.
+pub(crate) const VCPUS: &str = r#"ask() { printf '{"execute":"human-monitor-command","arguments":{"command-line":"info %s"}}\n' "$1"; }; \
+    for monitor in /run/fermata/vm/*/*/rescue /run/fermata/vm/*/*/rescue; do echo "--- $monitor"; \
+    { echo '{"execute":"qmp_capabilities"}'; ask status; ask registers; ask lapic; } | socat -t 2 - "UNIX-CONNECT:$monitor" 2>&1 | \
+    sed 's/\\r\\n/\n/g' | grep -aE 'VM status|^RIP|LVTT|Timer|ISR|IRR|rror'; done"#;
+
 impl Host {
     /// Runs a shell command as root; its exit status is part of the answer, not an error.
     ///
@@ -235,7 +241,7 @@ impl Host {
             ip -br link; bridge fdb show br br0 | grep -v permanent; tc qdisc show; \
             for id in $(fermata --json maintenance list | grep -o '\"maintenance\": *\"[^\"]*' | cut -d'\"' -f4); do fermata maintenance report $id; done; \
             journalctl --no-pager -b -o short-precise -u 'fermata-*' | tail -n 300";
-        let seen = match self.exec_within(LOOK, Duration::from_secs(60)) {
+        let seen = match self.exec_within(&format!("{VCPUS}; {LOOK}"), Duration::from_secs(60)) {
             Ok(output) => output.stdout + &output.stderr,
             Err(error) => format!("{error:#}"),
         };

@@ -5,7 +5,10 @@ use std::fmt::Write;
 use anyhow::{Context, Result, bail};
 use fermata_probe::{clock::Clocks, disk::Check, report::Report};
 
-use crate::{guest::Probe, host::Host};
+use crate::{
+    guest::Probe,
+    host::{Host, VCPUS},
+};
 
 /// A guest of the lab on a host, a VM of Fermata.
 #[derive(Debug, Clone)]
@@ -109,7 +112,7 @@ impl Guest {
     pub fn last_words(&self, host: &Host) -> String {
         let name = &self.name;
         let look = format!(
-            "fermata vm show {name}; tail -c 2000 /run/fermata/vm/{name}/console.log; journalctl -q --no-pager -n 5 -u 'fermata-vm-{name}-*'; \
+            "{VCPUS}; fermata vm show {name}; tail -c 2000 /run/fermata/vm/{name}/console.log; journalctl -q --no-pager -n 5 -u 'fermata-vm-{name}-*'; \
              ip -br link; dmesg | tail -n 5"
         );
         host.run(&look).unwrap_or_else(|error| format!("{error:#}"))
