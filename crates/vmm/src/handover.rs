@@ -135,6 +135,10 @@ pub async fn hand_over_through(
     let began = Instant::now();
     let until = began + limit;
     let left = || until.saturating_duration_since(Instant::now());
+    // QEMU 11.1 that finds nobody at the other end of its channel crashes (seen: SIGSEGV after "Unable to write to socket"), and the VM with it.
+    if !new.is_alive() {
+        return Err(HandoverError::NewDied { pid: new.pid(), what: "take the VM over" });
+    }
     let mut events = old.events();
     let channels = vec![Channel::unix(ChannelType::Main, &paths.incoming()), Channel::unix(ChannelType::Cpr, cpr)];
     old.execute_within(&Migrate { channels }, left()).await.map_err(HandoverError::Old)?;
