@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  update ─► a kernel? ─► there, with its modules? which initial RAM disk? ─► told; refused where no prepare step could mend it
-//!         └► else ─────► fewer VMs at once than the file says? ────────────► told
+//!         └► a VMM ────► fewer VMs at once than the file says? ────────────► told
 //! ```
 
 use fermata_maintenance::mechanism::Choice;
@@ -23,22 +23,23 @@ pub(super) fn at_once(update: &Update) -> u16 {
     update.parallelism.min(u16::try_from(processors()).unwrap_or(u16::MAX))
 }
 
+/// That fewer VMs change their VMM at once than the file says, where so many do.
+fn fewer(update: &Update, choice: &Choice) -> Option<String> {
+    let (at_once, wanted) = (at_once(update), update.parallelism);
+    (at_once < wanted && choice.plans.len() > usize::from(at_once))
+        .then(|| format!("VMs at once: {at_once}, as many as there are processors (`parallelism = {wanted}`)"))
+}
+
 impl Maintain {
     /// How the change would be made here, in words, beyond what is chosen per VM.
     ///
     /// # Errors
     /// [`MaintainError::Kernel`] when a kernel could not be entered, and the update has no step that could change that.
     pub async fn foresee(&self, update: &Update, choice: &Choice) -> Result<Vec<String>, MaintainError> {
-        let Change::Kernel(kernel) = &update.change else {
-            let at_once = at_once(update);
-            let fewer = at_once < update.parallelism && choice.plans.len() > usize::from(at_once);
-            let told = || {
-                format!(
-                    "VMs at once: {at_once}, as many as there are processors (`parallelism = {}`)",
-                    update.parallelism
-                )
-            };
-            return Ok(fewer.then(told).into_iter().collect());
+        let kernel = match &update.change {
+            Change::Kernel(kernel) => kernel,
+            Change::Vmm { .. } => return Ok(fewer(update, choice).into_iter().collect()),
+            Change::Package { .. } | Change::Service { .. } => return Ok(Vec::new()),
         };
         if !choice.plans.is_empty() && choice.plans.iter().all(|plan| plan.mechanism != Mechanism::Kexec) {
             return Ok(Vec::new());

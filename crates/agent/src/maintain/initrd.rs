@@ -72,8 +72,7 @@ fn no_own(change: &KernelChange) -> Option<String> {
 
 /// Whether the host can come up by what there is besides Fermata's.
 fn enough(target: &Target, why: &str) -> Result<(), String> {
-    let parameters = std::fs::read(PARAMETERS).unwrap_or_default();
-    if target.initrd.is_some() || !had_one(&parameters) {
+    if target.initrd.is_some() || !needed() {
         return Ok(());
     }
     let release = &target.release;
@@ -82,6 +81,11 @@ fn enough(target: &Target, why: &str) -> Result<(), String> {
          or name it by `initrd`",
         names(release).join(", ")
     ))
+}
+
+/// Whether this host came up by one, and so needs one.
+pub(super) fn needed() -> bool {
+    had_one(&std::fs::read(PARAMETERS).unwrap_or_default())
 }
 
 /// Whether a kernel that was started with these parameters had an initial RAM disk.

@@ -51,7 +51,7 @@ fn write(path: &Path, note: &Note) -> Result<(), String> {
     fs::rename(&draft, path).map_err(failed)
 }
 
-/// Notes the way back from kernel `to` into the one that runs. Without the running kernel's image there is none, which is
+/// Notes the way back from kernel `to` into the one that runs. Without the running kernel's image, or the initial RAM disk it needs, there is none, which is
 /// said and is no error: a panic leads through the firmware all the same.
 pub(super) fn note(config: &Config, steps: Steps, to: &str, boot: Uuid) -> Result<(), String> {
     let release = crate::host::kernel();
@@ -60,10 +60,14 @@ pub(super) fn note(config: &Config, steps: Steps, to: &str, boot: Uuid) -> Resul
         tracing::warn!(image = %image.display(), "not there: the new kernel cannot go back into the running one");
         return forget(config);
     }
-    let initrd = initrd::usual(Path::new("/boot"), &release);
+    let usual = initrd::usual(Path::new("/boot"), &release);
+    if usual.is_none() && initrd::needed() {
+        tracing::warn!(release, "no initial RAM disk: the new kernel cannot go back into the running one");
+        return forget(config);
+    }
     let cmdline = fs::read_to_string("/proc/cmdline").map_err(|e| format!("/proc/cmdline: {e}"))?;
     let cmdline = steps.in_words(&jumped::with_word(cmdline.trim(), boot));
-    let note = Note { image, initrd, cmdline, to: to.to_owned(), tried: false };
+    let note = Note { image, initrd: usual, cmdline, to: to.to_owned(), tried: false };
     write(&path(config), &note)
 }
 
