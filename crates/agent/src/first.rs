@@ -12,7 +12,8 @@
 //! at once: their network, which VMs need too, takes seconds of its own and should not wait. What VMs need in the first step are
 //! programs in `/etc/fermata/first.d`, in the second one units (`systemctl add-wants fermata-first.target UNIT`).
 //!
-//! The next kernel's command line asks for both by words (`init=`, `systemd.unit=`), which only a jump puts there. A host whose agent needs
+//! The next kernel's command line asks for both by words (`init=`, `systemd.unit=`), which only a jump puts there, as it does the one that puts off
+//! tests of the kernel's own while VMs stand ([`fermata_first::hurry`]). A host whose agent needs
 //! a file system that others must mount first, or that names programs or units of its own, comes up in one step; one whose VMs' disks are
 //! elsewhere leaves out the first.
 //!
@@ -35,6 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fermata_first::hurry::{ON_TESTS, UNTESTED};
 use fermata_first::{ALONE, CGROUPS, PROGRAM};
 use fermata_model::VmName;
 use rustix::process::{Signal, getpid, kill_process};
@@ -102,14 +104,15 @@ impl Steps {
 
     /// A command line with the words for them, and without those for others.
     pub(crate) fn in_words(self, cmdline: &str) -> String {
-        let ours = [format!("{INIT_KEY}{PROGRAM}"), format!("{KEY}{TARGET}")];
-        let mut words: Vec<&str> =
-            cmdline.split_whitespace().filter(|word| ours.iter().all(|our| our != word)).collect();
+        let (init, unit) = (format!("{INIT_KEY}{PROGRAM}"), format!("{KEY}{TARGET}"));
+        let ours = [init.as_str(), unit.as_str(), UNTESTED];
+        let mut words: Vec<&str> = cmdline.split_whitespace().filter(|word| !ours.contains(word)).collect();
         let others = |key: &str| words.iter().any(|word| word.starts_with(key));
-        if self.first && !others(KEY) {
-            let alone = self.alone && !others(INIT_KEY);
-            words.extend(ours.iter().skip(usize::from(!alone)).map(String::as_str));
-        }
+        let (first, alone) = (self.first && !others(KEY), self.alone && !others(INIT_KEY));
+        // Whoever leaves the tests out has to be there to end that.
+        let untested = first && alone && !others(ON_TESTS);
+        let asked = [(first && alone, init.as_str()), (first, unit.as_str()), (untested, UNTESTED)];
+        words.extend(asked.iter().filter(|(asked, _)| *asked).map(|(_, word)| *word));
         words.join(" ")
     }
 }
@@ -206,12 +209,14 @@ mod tests {
     fn words_are_there_once_and_never_beside_those_of_the_operator() {
         let steps = |first, alone| Steps { first, alone };
         let once = steps(true, true).in_words("root=/dev/vda quiet");
-        assert_eq!(once, "root=/dev/vda quiet init=/usr/lib/fermata/first systemd.unit=fermata-first.target");
+        let words = "init=/usr/lib/fermata/first systemd.unit=fermata-first.target";
+        assert_eq!(once, format!("root=/dev/vda quiet {words} cryptomgr.notests=1"));
         assert_eq!(steps(true, true).in_words(&once), once);
         assert_eq!(steps(true, false).in_words(&once), "root=/dev/vda quiet systemd.unit=fermata-first.target");
         assert_eq!(steps(false, false).in_words(&once), "root=/dev/vda quiet");
         assert_eq!(steps(true, true).in_words("systemd.unit=rescue.target"), "systemd.unit=rescue.target");
         assert_eq!(steps(true, true).in_words("init=/bin/sh"), "init=/bin/sh systemd.unit=fermata-first.target");
+        assert_eq!(steps(true, true).in_words("cryptomgr.notests=0"), format!("cryptomgr.notests=0 {words}"));
         assert!(is_on(&once) && !is_on("systemd.unit=rescue.target"));
     }
 

@@ -15,6 +15,7 @@
 
 pub mod archive;
 mod children;
+pub mod hurry;
 pub mod modules;
 mod mounts;
 pub mod note;

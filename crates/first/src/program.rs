@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, wait};
 
 use crate::children::{await_all, pid_of, quiet, rest};
+use crate::hurry::Hurry;
 use crate::modules::Loading;
 use crate::note::{self, Note};
 use crate::ram::Left;
@@ -31,9 +32,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 const STARTS: usize = 2;
 /// How long the agent may take to end.
 const END: Duration = Duration::from_secs(5);
-/// Whether grace periods are asked for by interrupts instead of waited for, tens of milliseconds each (Linux, `Documentation/admin-guide/kernel-parameters.txt`,
-/// `rcupdate.rcu_expedited`, and `kernel/ksysfs.c`). Control groups, networks and modules have some on the way of each VM.
-const GRACE: &str = "/sys/kernel/rcu_expedited";
 
 /// Runs as the first program. Returns only where it is not, or has failed.
 #[must_use]
@@ -47,7 +45,7 @@ pub fn main() -> ExitCode {
     }
     let limit = Instant::now() + LIMIT;
     mounts::mount_kernels();
-    let grace = in_a_hurry();
+    let hurry = Hurry::begin();
     let Left { loaded, alone } = if ram::is_here() {
         match ram::leave() {
             Ok(left) => left,
@@ -62,10 +60,7 @@ pub fn main() -> ExitCode {
     if alone {
         run_vms(loaded, limit);
     }
-    if let Some(grace) = grace {
-        // A file of this kernel that was written a moment ago.
-        fs::write(GRACE, grace).unwrap_or_default();
-    }
+    hurry.end();
     say("the rest of the host starts");
     become_init()
 }
@@ -117,13 +112,6 @@ fn run_agents(program: &Path, limit: Instant) {
             break;
         }
     }
-}
-
-/// Sees to it that nobody waits for grace periods; what it was before, where that is known.
-fn in_a_hurry() -> Option<String> {
-    let before = fs::read_to_string(GRACE).ok()?;
-    fs::write(GRACE, "1").ok()?;
-    Some(before)
 }
 
 fn become_init() -> ExitCode {
