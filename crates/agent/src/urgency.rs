@@ -9,7 +9,7 @@
 //! Where processors are few, VMs that run again took them from those still to be loaded: of eight on an emulated processor the first two
 //! stood for 10 s and the last two for 34 s. Before the service manager there is one group of all processes for the scheduler, so a plain
 //! priority is enough (sched(7)). Services have a group each (autogroups, sched(7)), and the group's priority counts as well. Where an operator has
-//! weights for units, those count and this does nothing.
+//! weights for units, those count and this does nothing but leave VMs alone for a moment after their RESUME.
 //!
 //! Invariant: what somebody else gave a priority keeps it, and what was made urgent here is urgent as long as one [`Urgent`] of it lives.
 
@@ -23,7 +23,7 @@ use std::sync::{Mutex, PoisonError};
 use fermata_first::URGENT;
 use rustix::process::{Pid, getpid, getpriority_process, setpriority_process};
 
-pub(crate) use swap::Haste;
+pub(crate) use swap::{Haste, leave_alone};
 pub(crate) use turn::{Turn, nobody_stands, vms_stand};
 
 /// How many [`Urgent`] there are of a process.

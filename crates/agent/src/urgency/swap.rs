@@ -8,9 +8,22 @@ use std::time::Duration;
 use rustix::process::getpid;
 
 use super::Urgent;
+use crate::first::FEW;
 
 /// How long a VM that runs again comes before others.
 const HEAD_START: Duration = Duration::from_millis(250);
+/// How long this agent does nothing after a RESUME that can wait, where processors are few. What it does then (journal, dead-man, the end of the old
+/// VMM) takes tens of milliseconds of an emulated processor, and weights of control groups, which come before priorities, give it as much as all VMs.
+const QUIET: Duration = Duration::from_millis(100);
+/// With less time than this for what is left to do, nothing is put off.
+const AMPLE: Duration = Duration::from_millis(500);
+
+/// Leaves the processor to a VM that just began to run again, when there is still so much time.
+pub(crate) async fn leave_alone(left: Duration) {
+    if left > AMPLE && std::thread::available_parallelism().is_ok_and(|count| count.get() <= FEW) {
+        tokio::time::sleep(QUIET).await;
+    }
+}
 
 /// Both VMMs and this agent, urgent from just before the VM stands until it runs.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ mod frames;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fermata_maintenance::witness;
 use fermata_model::{VmName, VmmVersion};
@@ -37,7 +37,7 @@ use super::start::{READY_LIMIT, make_dir};
 use super::{Slot, VmError, Vms, check};
 use crate::inventory::{Runtime, VmRecord};
 use crate::links::Side;
-use crate::urgency::Haste;
+use crate::urgency::{Haste, leave_alone};
 
 /// How long a VMM may take to end that was told to.
 const END_LIMIT: Duration = Duration::from_secs(10);
@@ -240,6 +240,7 @@ impl Vms {
         name: &VmName,
         limit: Duration,
     ) -> Result<Option<Timestamp>, VmError> {
+        let until = Instant::now() + limit;
         let slot = self.slot(name);
         let _turn = slot.operation.lock().await;
         let record = self.record(name).await?;
@@ -286,6 +287,7 @@ impl Vms {
         for (nic, tap) in beside.runtime.taps.iter().enumerate() {
             self.links.release(tap.as_str()).await.map_err(|source| VmError::Nic { nic, source })?;
         }
+        leave_alone(until.saturating_duration_since(Instant::now())).await;
         self.change_over(&slot, &record, &beside, qmp).await?;
         Ok(resumed)
     }
