@@ -3,13 +3,14 @@
 //! QEMU's hand over begins on a channel of its own: the old VMM sends descriptors on it, the new one builds its machine,
 //! which takes long, and then closes the channel. *That* is the moment at which the old VMM stops the VM. A relay on this
 //! channel sees the moment come and can do what must happen just before it, however long the machine took to build.
+//! A new VMM that dies closes it, too; what the old one still says then is read to its end, so that it does not meet a closed channel.
 //!
 //! ```text
 //!   old VMM --- bytes, descriptors ---> relay --- bytes, descriptors ---> new VMM
 //!      |<-- end of stream -- gate() <-- relay <------ end of stream --------|
 //! ```
 
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,6 +25,8 @@ use rustix::net::{
 
 /// Descriptors taken in one message; QEMU sends one at a time.
 const MAX_FDS: usize = 32;
+/// After which nothing more is expected of a VMM that was sending: it writes some kilobytes, one message right after the other.
+const SILENCE: Duration = Duration::from_millis(200);
 
 /// Why a relay ended early. Both ends are closed then.
 #[derive(Debug, thiserror::Error)]
@@ -97,26 +100,46 @@ impl Relay {
             return Err(RelayError::Late(limit));
         }
         let (origin, _) = self.listener.accept().map_err(broken("accept the old VMM"))?;
-        let target = UnixStream::connect(target).map_err(broken("connect to the new VMM"))?;
-        let mut origin_open = true;
-        loop {
-            let watched: &[BorrowedFd<'_>] =
-                if origin_open { &[target.as_fd(), origin.as_fd()] } else { &[target.as_fd()] };
-            let ready = wait(watched, until)?;
-            if ready.is_empty() {
-                return Err(RelayError::Late(limit));
-            }
-            if ready.contains(&1) {
-                origin_open = pass(&origin, &target).map_err(broken("pass on"))?;
-                if !origin_open {
-                    target.shutdown(Shutdown::Write).map_err(broken("pass on the end"))?;
-                }
-            }
-            if ready.contains(&0) && !pass(&target, &origin).map_err(broken("pass back"))? {
-                gate();
-                return Ok(());
+        let passed = pass_all(&origin, target, until, limit);
+        hear_out(&origin, if passed.is_ok() { Duration::ZERO } else { SILENCE });
+        passed.map(|()| gate())
+    }
+}
+
+/// Both ways, until `target` has closed its side.
+fn pass_all(origin: &UnixStream, target: &Path, until: Instant, limit: Duration) -> Result<(), RelayError> {
+    let broken = |what| move |source: io::Error| RelayError::Broken { what, source };
+    let target = UnixStream::connect(target).map_err(broken("connect to the new VMM"))?;
+    let mut origin_open = true;
+    loop {
+        let watched: &[BorrowedFd<'_>] =
+            if origin_open { &[target.as_fd(), origin.as_fd()] } else { &[target.as_fd()] };
+        let ready = wait(watched, until)?;
+        if ready.is_empty() {
+            return Err(RelayError::Late(limit));
+        }
+        if ready.contains(&1) {
+            origin_open = pass(origin, &target).map_err(broken("pass on"))?;
+            if !origin_open {
+                target.shutdown(Shutdown::Write).map_err(broken("pass on the end"))?;
             }
         }
+        if ready.contains(&0) && !pass(&target, origin).map_err(broken("pass back"))? {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads what the origin still says to a target that is gone, until it has said nothing for a while. A VMM that writes into a channel whose other
+/// end has closed may end at that (QEMU 11.1: SIGSEGV after "Unable to write to socket: Broken pipe"), and the VM with it.
+fn hear_out(mut origin: &UnixStream, silence: Duration) {
+    let mut silence = silence;
+    let mut bytes = [0; 16 << 10];
+    // Bytes alone: the kernel closes descriptors that nobody takes.
+    while wait(&[origin.as_fd()], Instant::now() + silence).is_ok_and(|ready| !ready.is_empty())
+        && origin.read(&mut bytes).is_ok_and(|count| count > 0)
+    {
+        silence = SILENCE;
     }
 }
 
@@ -180,7 +203,6 @@ fn pass(from: &UnixStream, to: &UnixStream) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
     use std::sync::mpsc;
 
     fn send_with_fd(stream: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) {
@@ -232,6 +254,33 @@ mod tests {
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
         assert!(!here.exists());
+    }
+
+    #[test]
+    fn an_origin_whose_target_is_gone_is_heard_out() {
+        for reads in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let (here, there) = (dir.path().join("relay"), dir.path().join("target"));
+            let target = UnixListener::bind(&there).unwrap();
+            let relay = Relay::bind(&here).unwrap();
+            let running = std::thread::spawn(move || relay.run(&there, Duration::from_secs(10), || ()));
+            let mut origin = UnixStream::connect(&here).unwrap();
+            origin.write_all(b"first").unwrap();
+            let (mut new_vmm, _) = target.accept().unwrap();
+            if reads {
+                new_vmm.read_exact(&mut [0; 5]).unwrap();
+            }
+            // More than its socket takes at once: it is still writing when the other side is gone.
+            let mut writer = origin.try_clone().unwrap();
+            let writing = std::thread::spawn(move || writer.write_all(&vec![0; 4 << 20]));
+            if reads {
+                new_vmm.read_exact(&mut [0; 1 << 10]).unwrap();
+            }
+            drop((new_vmm, target));
+            writing.join().unwrap().unwrap();
+            assert_eq!(origin.read(&mut [0; 1]).unwrap(), 0, "it is told that nobody is there, afterwards");
+            drop(running.join().unwrap());
+        }
     }
 
     #[test]
