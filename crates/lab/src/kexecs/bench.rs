@@ -3,8 +3,11 @@
 //!
 //! ```text
 //!  the host without VMs: N x floor per kernel
-//!  per number and size of VMs: start them ─► M x { to the other kernel and back } ─► the same by hand, once
+//!  per number and size of VMs: start them ─► M x { to the other kernel and back } ─► the same by hand, once ─► N x floor per kernel
 //! ```
+//!
+//! Floors are taken before and after: an emulator that has run for a while writes to memory more slowly, which held code before and is
+//! watched for that.
 //!
 //! The result is written after every part, so a run that is cut short leaves what it has, and says so.
 
@@ -143,6 +146,20 @@ struct Measured {
     notes: Vec<String>,
 }
 
+impl Measured {
+    /// The median of a kernel's floors so far.
+    fn floor(&self, kernel: &str) -> Option<f64> {
+        self.floors.get(kernel).and_then(|all| Figures::of(all.iter().copied()).median)
+    }
+
+    /// Puts each change beside the median of all floors so far.
+    fn relate(&mut self) {
+        let ratio = |jump: &Jump| Some(round(jump.felt.guest_blackout_ms / self.floor(&jump.to)?));
+        let ratios: Vec<Option<f64>> = self.jumps.iter().map(ratio).collect();
+        self.jumps.iter_mut().zip(ratios).for_each(|(jump, ratio)| jump.ratio = ratio);
+    }
+}
+
 /// Measures, prints a table and writes `target/bench/kexec.json`.
 ///
 /// # Errors
@@ -186,7 +203,7 @@ impl Bench<'_> {
         eprintln!("[{:>5.0} s] {text}", self.began.elapsed().as_secs_f64());
     }
 
-    fn all(&mut self) -> Result<()> {
+    fn floors(&mut self) -> Result<()> {
         for _ in 0..self.plan.floors {
             for kernel in [Kernel::Backports, Kernel::Stable] {
                 let ms = floor::measure(self.host, kernel, Entry::AsIs)?;
@@ -196,6 +213,12 @@ impl Bench<'_> {
                 self.measured.unpacked.entry(kernel.to_string()).or_default().push(unpacked);
             }
         }
+        self.measured.relate();
+        Ok(())
+    }
+
+    fn all(&mut self) -> Result<()> {
+        self.floors()?;
         for (vms, mib) in self.plan.companies.clone() {
             if self.began.elapsed() > self.plan.limit {
                 let minutes = self.plan.limit.as_secs() / 60;
@@ -205,6 +228,8 @@ impl Bench<'_> {
                 break;
             }
             self.company(vms, mib)?;
+            self.write()?;
+            self.floors()?;
             self.write()?;
         }
         Ok(())
@@ -252,8 +277,7 @@ impl Bench<'_> {
         self.host.wait_agent_ready(Duration::from_secs(60))?;
         let before = measure::before(self.host, self.peer, guests)?;
         let report = change::apply(self.host, &change::update(self.host, kernel)?)?;
-        let floor =
-            self.measured.floors.get(&kernel.to_string()).and_then(|all| Figures::of(all.iter().copied()).median);
+        let floor = self.measured.floor(&kernel.to_string());
         for (felt, guest) in measure::since(&before, self.peer, guests, Some(&report))?.into_iter().zip(guests) {
             let jump = Jump {
                 vms: guests.len(),
@@ -442,5 +466,13 @@ mod tests {
         assert_eq!(part["udp_gap_less_guest_blackout_ms"]["max"], 50.0);
         assert_eq!(part["naive_ms"]["median"], Value::Null);
         assert_eq!(summary["floor_ms"]["backports"]["median"], 16_000.0);
+    }
+
+    #[test]
+    fn changes_are_put_beside_floors_that_came_later() {
+        let mut measured = Measured { jumps: vec![jump("g1", 2.0)], ..Measured::default() };
+        measured.floors.insert("backports".to_owned(), vec![10_000.0, 16_000.0, 17_000.0]);
+        measured.relate();
+        assert_eq!(measured.jumps[0].ratio, Some(1.25));
     }
 }
