@@ -58,11 +58,15 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// What every VM's processor does, twice: one that is halted with no timer set and no interrupt pending never goes on.
-pub(crate) const VCPUS: &str = r#"ask() { printf '{"execute":"human-monitor-command","arguments":{"command-line":"info %s"}}\n' "$1"; }; \
+/// What every VM's processor does, twice (one that is halted with no timer set and no interrupt pending never goes on), its registers and what is on its
+/// stack, and what KVM does for all of them meanwhile. Addresses become names by the difference to a symbol of the same kernel (`/proc/kallsyms`).
+pub(crate) const VCPUS: &str = r#"ask() { printf '{"execute":"human-monitor-command","arguments":{"command-line":"%s"}}\n' "$1"; }; \
     for monitor in /run/fermata/vm/*/*/rescue /run/fermata/vm/*/*/rescue; do echo "--- $monitor"; \
-    { echo '{"execute":"qmp_capabilities"}'; ask status; ask registers; ask lapic; } | socat -t 2 - "UNIX-CONNECT:$monitor" 2>&1 | \
-    sed 's/\\r\\n/\n/g' | grep -aE 'VM status|^RIP|LVTT|Timer|ISR|IRR|rror'; done"#;
+    { echo '{"execute":"qmp_capabilities"}'; ask 'info status'; ask 'info registers'; ask 'info lapic'; ask 'x/96gx $sp'; } | \
+    socat -t 2 - "UNIX-CONNECT:$monitor" 2>&1 | sed 's/\\r\\n/\n/g' | \
+    grep -aE "VM status|^R[A-Z0-9]+ ?=|^CR|LVTT|Timer|ISR|IRR|rror|nknown|[0-9a-f]{16}: 0x"; done; top -H -b -n 1 | head -n 16; \
+    mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing; cd /sys/kernel/tracing && echo 1 > events/kvm/enable && sleep 0.3; \
+    echo 0 > events/kvm/enable; grep -v '^#' trace | tail -n 80; cd /"#;
 
 impl Host {
     /// Runs a shell command as root; its exit status is part of the answer, not an error.

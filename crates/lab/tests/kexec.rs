@@ -137,6 +137,13 @@ fn vms_came_first_and_are_within_their_limits(host: &Host) {
         .unwrap();
     assert!(mounts.contains("ext4") && !mounts.contains("rootfs"), "{mounts}");
     assert!(!kernel.contains("modprobe looks for modules"), "not as noted before the jump: {kernel}");
+    assert!(
+        host.run("cat /proc/cmdline").unwrap().contains("cryptomgr.notests=1"),
+        "ciphers were tested while VMs stood"
+    );
+    // A kernel without tests has no such file.
+    let left_out = host.run("cat /sys/module/cryptomgr/parameters/notests || echo N").unwrap();
+    assert_eq!(left_out.trim(), "N", "ciphers are tested again");
     // Its verdict on other units is not asked for here.
     host.exec_within("systemctl is-system-running --wait", Duration::from_secs(180)).unwrap();
     let told = host.run("systemctl show 'fermata-vm-*.scope' --property ActiveState,DevicePolicy").unwrap();
