@@ -130,7 +130,7 @@ enum Bench {
     },
     /// Kernels that change under running VMs, beside the floor and beside a restart by hand: `target/bench/kexec.json`.
     Kexec {
-        /// One and four VMs, few changes: about twenty minutes.
+        /// One and four VMs, few changes: about half an hour.
         #[arg(long)]
         quick: bool,
         /// How many VMs of how many MiB together on the host, one company after the other, such as `1x256,8x256`.

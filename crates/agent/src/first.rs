@@ -59,7 +59,7 @@ const OTHERS: &str = "fermata-others.service";
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
 /// With more processors than these, everything starts at once.
-pub(crate) const FEW: usize = 4;
+const FEW: usize = 4;
 /// How long everything else waits for the clocks of VMs that run again.
 const FOR_CLOCKS: Duration = Duration::from_secs(4);
 /// The same before there is a service manager: what is not done then waits for an agent that comes half a minute later on an emulated host.
@@ -88,9 +88,8 @@ impl Steps {
     /// Those in which this host can come up, with VMs that run from `disks`.
     pub(crate) fn of(config: &Config, disks: &[PathBuf]) -> Self {
         let installed = |unit: &str| UNITS.iter().any(|folder| Path::new(folder).join(unit).exists());
-        let few = std::thread::available_parallelism().is_ok_and(|count| count.get() <= FEW);
         let on_root = on_one_file_system(["/usr/bin".as_ref(), "/etc".as_ref(), config.state_dir.as_path()]);
-        let first = few && on_root && installed(TARGET) && installed(OTHERS);
+        let first = processors_are_few() && on_root && installed(TARGET) && installed(OTHERS);
         let unified = Path::new(CGROUPS).join("cgroup.controllers").exists();
         // A disk that others must mount or activate first would be waited for in vain.
         let alone = on_one_file_system(disks.iter().map(PathBuf::as_path)) && unified && !Path::new(SELINUX).exists();
@@ -115,6 +114,11 @@ impl Steps {
         words.extend(asked.iter().filter(|(asked, _)| *asked).map(|(_, word)| *word));
         words.join(" ")
     }
+}
+
+/// Whether what runs beside VMs takes processors from them.
+pub(crate) fn processors_are_few() -> bool {
+    std::thread::available_parallelism().is_ok_and(|count| count.get() <= FEW)
 }
 
 /// Whether all is on the root file system.

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!  after a jump   first program: agent started urgent ─► VMM (inherits it) loads its VM ─► RESUME ─► as any other
-//!  in a swap      hand over ─► both VMMs and the agent urgent ─► RESUME ─► the VMM that has the VM for a moment more ─► as any other
+//!  in a swap      hand over ─► both VMMs and the agent urgent ─► RESUME ─► the VMM that has the VM for a moment more, left alone by the agent ─► as any other
 //!  a clock        a turn (as many as processors) ─► its VMM urgent ─► message, answer ─► as any other ─► next one's turn
 //! ```
 //!
 //! Where processors are few, VMs that run again took them from those still to be loaded: of eight on an emulated processor the first two
 //! stood for 10 s and the last two for 34 s. Before the service manager there is one group of all processes for the scheduler, so a plain
-//! priority is enough (sched(7)). Services have a group each (autogroups, sched(7)), and the group's priority counts as well. Where an operator has
-//! weights for units, those count and this does nothing but leave VMs alone for a moment after their RESUME.
+//! priority is enough (sched(7)). Services have a group each (autogroups, sched(7)), and the group's priority counts as well. Where units
+//! have weights (ours do, for a host's start), those count between them; among VMs, which are in one group then, priorities still do. What helps a VM against
+//! this agent there is to be left alone for a moment.
 //!
 //! Invariant: what somebody else gave a priority keeps it, and what was made urgent here is urgent as long as one [`Urgent`] of it lives.
 

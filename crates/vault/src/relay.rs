@@ -27,6 +27,8 @@ use rustix::net::{
 const MAX_FDS: usize = 32;
 /// After which nothing more is expected of a VMM that was sending: it writes some kilobytes, one message right after the other.
 const SILENCE: Duration = Duration::from_millis(200);
+/// How long one that does not stop is listened to.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a relay ended early. Both ends are closed then.
 #[derive(Debug, thiserror::Error)]
@@ -132,11 +134,12 @@ fn pass_all(origin: &UnixStream, target: &Path, until: Instant, limit: Duration)
 
 /// Reads what the origin still says to a target that is gone, until it has said nothing for a while. A VMM that writes into a channel whose other
 /// end has closed may end at that (QEMU 11.1: SIGSEGV after "Unable to write to socket: Broken pipe"), and the VM with it.
-fn hear_out(mut origin: &UnixStream, silence: Duration) {
-    let mut silence = silence;
+fn hear_out(mut origin: &UnixStream, mut silence: Duration) {
+    let until = Instant::now() + PATIENCE;
     let mut bytes = [0; 16 << 10];
     // Bytes alone: the kernel closes descriptors that nobody takes.
-    while wait(&[origin.as_fd()], Instant::now() + silence).is_ok_and(|ready| !ready.is_empty())
+    while Instant::now() < until
+        && wait(&[origin.as_fd()], Instant::now() + silence).is_ok_and(|ready| !ready.is_empty())
         && origin.read(&mut bytes).is_ok_and(|count| count > 0)
     {
         silence = SILENCE;

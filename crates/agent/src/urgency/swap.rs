@@ -1,4 +1,4 @@
-//! A VM changes its VMM: who has a part in its pause is urgent, and the VM itself for a moment after.
+//! A VM changes its VMM: who has a part in its pause is urgent, and the VM itself for a moment after, in which this agent leaves it alone.
 //!
 //! Other guests, and what follows a RESUME (the journal, the end of the old VMM), take a processor from the VM just when it has to catch up: it stood
 //! for its vCPUs' own account longer than its VMM said. Only where processors are few does any of this matter.
@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::getpid;
 
 use super::Urgent;
-use crate::first::FEW;
+use crate::first::processors_are_few;
 
 /// How long a VM that runs again comes before others.
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -20,7 +20,7 @@ const AMPLE: Duration = Duration::from_millis(500);
 
 /// Leaves the processor to a VM that just began to run again, when there is still so much time.
 pub(crate) async fn leave_alone(left: Duration) {
-    if left > AMPLE && std::thread::available_parallelism().is_ok_and(|count| count.get() <= FEW) {
+    if left > AMPLE && processors_are_few() {
         tokio::time::sleep(QUIET).await;
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Urgent;
-use crate::first::FEW;
+use crate::first::processors_are_few;
 
 /// How long a VM may keep others from their turn.
 const TURN: Duration = Duration::from_secs(2);
@@ -31,7 +31,7 @@ pub(crate) fn vms_stand(stand: bool) {
 
 /// Until no VM stands, for a while at most: what puts a clock right takes a processor from them where those are few.
 pub(crate) async fn nobody_stands() {
-    if std::thread::available_parallelism().is_ok_and(|processors| processors.get() <= FEW) {
+    if processors_are_few() {
         wait_for_others(FOR_OTHERS).await;
     }
 }

@@ -48,14 +48,14 @@ pub struct Plan {
     pub companies: Vec<(usize, u64)>,
     /// Changes of the kernel with each of them.
     pub changes: usize,
-    /// Floors of each kernel.
+    /// Floors of each kernel, before the first company and after each.
     pub floors: usize,
     /// No change begins after this long.
     pub limit: Duration,
 }
 
 impl Plan {
-    /// Everything: about two hours on two emulated processors.
+    /// Everything: two and a half hours and more on two emulated processors.
     #[must_use]
     pub fn full() -> Self {
         Self {
@@ -66,7 +66,7 @@ impl Plan {
         }
     }
 
-    /// A look: about twenty minutes on two emulated processors.
+    /// A look: about half an hour on two emulated processors.
     #[must_use]
     pub fn quick() -> Self {
         Self { companies: vec![(1, 256), (4, 256)], changes: 2, floors: 2, limit: Duration::from_secs(40 * 60) }
