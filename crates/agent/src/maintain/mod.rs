@@ -16,6 +16,7 @@ mod dead_man;
 mod facts;
 mod foresee;
 mod halt;
+mod hear;
 mod initrd;
 mod kernel;
 pub(crate) mod modules;
@@ -390,37 +391,8 @@ impl Driver {
         self.begin(first);
         while self.maintenance.state().outcome.is_none() {
             let wake = self.maintenance.wake_at(time::now());
-            let input = tokio::select! {
-                Some(ended) = self.running.join_next() => match ended {
-                    Ok((act, result)) => {
-                        self.aborts.remove(&act);
-                        Input::Ended { act, result }
-                    }
-                    // Cancelled by a take-back, or a panic in the log: the deadline speaks for the act.
-                    Err(_) => Input::Tick,
-                },
-                Some(told) = self.told.recv() => told,
-                Ok((vm, reason)) = ends.recv() => Input::VmGone { vm, reason },
-                () = time::until(wake) => Input::Tick,
-            };
-            let resumed = match &input {
-                Input::Ended { act: ActId { vm: Some(vm), op: Op::Resume, .. }, .. } => Some(vm.clone()),
-                _ => None,
-            };
-            let handle = || self.maintenance.handle(input, time::now());
-            let acts = tokio::task::block_in_place(handle);
-            if let Some(vm) = resumed {
-                // When the journal has it, and not before: an agent that ends in between would leave the pause to be guessed.
-                first::arrives(&vm);
-            }
-            // Before what follows from it begins.
-            urgency::vms_stand(self.maintenance.state().in_pause());
-            self.begin(acts);
-            let state = self.maintenance.state();
-            match (state.in_pause(), state.a_clock_is_behind()) {
-                (true, _) => {}
-                (false, true) => first::let_others_start_soon(),
-                (false, false) => first::let_others_start("no VM stands"),
+            for input in hear::next(&mut self.running, &mut self.told, &mut ends, wake).await {
+                self.take(input);
             }
         }
         urgency::vms_stand(false);
@@ -429,6 +401,31 @@ impl Driver {
         dead_man::end(&self.shell, &state.order.id).await;
         self.shell.end_twins(&state).await;
         self.shell.finished(&state, &mut self.maintenance.into_log());
+    }
+
+    fn take(&mut self, input: Input) {
+        if let Input::Ended { act, .. } = &input {
+            self.aborts.remove(act);
+        }
+        let resumed = match &input {
+            Input::Ended { act: ActId { vm: Some(vm), op: Op::Resume, .. }, .. } => Some(vm.clone()),
+            _ => None,
+        };
+        let handle = || self.maintenance.handle(input, time::now());
+        let acts = tokio::task::block_in_place(handle);
+        if let Some(vm) = resumed {
+            // When the journal has it, and not before: an agent that ends in between would leave the pause to be guessed.
+            first::arrives(&vm);
+        }
+        // Before what follows from it begins.
+        urgency::vms_stand(self.maintenance.state().in_pause());
+        self.begin(acts);
+        let state = self.maintenance.state();
+        match (state.in_pause(), state.a_clock_is_behind()) {
+            (true, _) => {}
+            (false, true) => first::let_others_start_soon(),
+            (false, false) => first::let_others_start("no VM stands"),
+        }
     }
 
     fn begin(&mut self, acts: Vec<Act>) {
