@@ -26,7 +26,9 @@ use rustix::net::{
 /// Descriptors taken in one message; QEMU sends one at a time.
 const MAX_FDS: usize = 32;
 /// After which nothing more is expected of a VMM that was sending: it writes some kilobytes, one message right after the other.
-const SILENCE: Duration = Duration::from_millis(200);
+const SILENCE: Duration = Duration::from_millis(500);
+/// The same where the other VMM closed the channel in order: it may have died between two messages, and the VM still runs meanwhile.
+const PAUSE: Duration = Duration::from_millis(10);
 /// How long one that does not stop is listened to.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -103,13 +105,22 @@ impl Relay {
         }
         let (origin, _) = self.listener.accept().map_err(broken("accept the old VMM"))?;
         let passed = pass_all(&origin, target, until, limit);
-        hear_out(&origin, if passed.is_ok() { Duration::ZERO } else { SILENCE });
-        passed.map(|()| gate())
+        hear_out(&origin, if matches!(passed, Ok(End::Read)) { PAUSE } else { SILENCE });
+        passed.map(|_| gate())
     }
 }
 
+/// How a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Its sender had read everything there was for it.
+    Read,
+    /// Its sender closed it with something unread, as one that dies does.
+    Unread,
+}
+
 /// Both ways, until `target` has closed its side.
-fn pass_all(origin: &UnixStream, target: &Path, until: Instant, limit: Duration) -> Result<(), RelayError> {
+fn pass_all(origin: &UnixStream, target: &Path, until: Instant, limit: Duration) -> Result<End, RelayError> {
     let broken = |what| move |source: io::Error| RelayError::Broken { what, source };
     let target = UnixStream::connect(target).map_err(broken("connect to the new VMM"))?;
     let mut origin_open = true;
@@ -121,13 +132,15 @@ fn pass_all(origin: &UnixStream, target: &Path, until: Instant, limit: Duration)
             return Err(RelayError::Late(limit));
         }
         if ready.contains(&1) {
-            origin_open = pass(origin, &target).map_err(broken("pass on"))?;
+            origin_open = pass(origin, &target).map_err(broken("pass on"))?.is_none();
             if !origin_open {
                 target.shutdown(Shutdown::Write).map_err(broken("pass on the end"))?;
             }
         }
-        if ready.contains(&0) && !pass(&target, origin).map_err(broken("pass back"))? {
-            return Ok(());
+        if ready.contains(&0)
+            && let Some(end) = pass(&target, origin).map_err(broken("pass back"))?
+        {
+            return Ok(end);
         }
     }
 }
@@ -167,16 +180,15 @@ fn wait(fds: &[BorrowedFd<'_>], until: Instant) -> Result<Vec<usize>, RelayError
     }
 }
 
-/// Passes one message on, with its descriptors; whether there was one.
-fn pass(from: &UnixStream, to: &UnixStream) -> io::Result<bool> {
+/// Passes one message on, with its descriptors; how the stream ended where there was none.
+fn pass(from: &UnixStream, to: &UnixStream) -> io::Result<Option<End>> {
     let mut bytes = [0; 16 << 10];
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = {
         let mut slices = [IoSliceMut::new(&mut bytes)];
         match rustix::net::recvmsg(from, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-            // A VMM that closed with something unread ends the stream like one that closed.
-            Err(rustix::io::Errno::CONNRESET) => return Ok(false),
+            Err(rustix::io::Errno::CONNRESET) => return Ok(Some(End::Unread)),
             other => other?.bytes,
         }
     };
@@ -189,7 +201,7 @@ fn pass(from: &UnixStream, to: &UnixStream) -> io::Result<bool> {
         .flatten()
         .collect();
     if received == 0 {
-        return Ok(false);
+        return Ok(Some(End::Read));
     }
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -200,7 +212,7 @@ fn pass(from: &UnixStream, to: &UnixStream) -> io::Result<bool> {
     let sent = rustix::net::sendmsg(to, &[IoSlice::new(&bytes[..received])], &mut ancillary, SendFlags::NOSIGNAL)?;
     let mut to = to;
     to.write_all(&bytes[sent..received])?;
-    Ok(true)
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -275,7 +287,15 @@ mod tests {
             }
             // More than its socket takes at once: it is still writing when the other side is gone.
             let mut writer = origin.try_clone().unwrap();
-            let writing = std::thread::spawn(move || writer.write_all(&vec![0; 4 << 20]));
+            let (full, is_full) = mpsc::channel();
+            let writing = std::thread::spawn(move || {
+                writer.set_nonblocking(true)?;
+                while writer.write(&[0; 16 << 10]).is_ok() {}
+                writer.set_nonblocking(false)?;
+                full.send(()).unwrap();
+                writer.write_all(&vec![0; 4 << 20])
+            });
+            is_full.recv().unwrap();
             if reads {
                 new_vmm.read_exact(&mut [0; 1 << 10]).unwrap();
             }
