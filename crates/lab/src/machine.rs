@@ -239,7 +239,8 @@ pub fn version(folder: &Path) -> String {
 
 fn disk(qemu: &mut Command, name: &str, file: &Path, format: &str) {
     qemu.args(["-drive", &format!("if=none,id={name},file={},format={format}", file.display())])
-        .args(["-device", &format!("virtio-blk-pci,drive={name},serial={name}")]);
+        .args(["-object", &format!("iothread,id={name}-thread")])
+        .args(["-device", &format!("virtio-blk-pci,drive={name},serial={name},iothread={name}-thread")]);
 }
 
 #[cfg(test)]
