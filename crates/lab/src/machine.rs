@@ -239,8 +239,7 @@ pub fn version(folder: &Path) -> String {
 
 fn disk(qemu: &mut Command, name: &str, file: &Path, format: &str) {
     qemu.args(["-drive", &format!("if=none,id={name},file={},format={format}", file.display())])
-        .args(["-object", &format!("iothread,id={name}-thread")])
-        .args(["-device", &format!("virtio-blk-pci,drive={name},serial={name},iothread={name}-thread")]);
+        .args(["-device", &format!("virtio-blk-pci,drive={name},serial={name}")]);
 }
 
 #[cfg(test)]
