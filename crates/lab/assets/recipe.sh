@@ -67,14 +67,31 @@ make_ext4() {
     rmdir "$2.view"
 }
 
-# forget_delivered_events QEMU: mends its emulation of SVM, as docs/adr/0010 says: what is left in the VMCB of an event that was
-# delivered (`and $0x7fffffff,%edx`, then the address of EVENTINJ) is nothing, not its type. Another build is left as it is.
-forget_delivered_events() {
+# mend_svm QEMU: changes three instructions of its emulation of SVM, as docs/adr/0010 says. One that is not there, or more than once, is left as it is.
+mend_svm() {
     perl -0777 -i -pe '
+        sub once {
+            my ($what, $pattern, $places) = (@_, 0);
+            $places++ while /$pattern/g;
+            print STDERR "this QEMU $what in another way ($places places); left as it is\n" if $places != 1;
+            return $places == 1;
+        }
+
+        # What is left in EVENTINJ of an event that was delivered (`and $0x7fffffff,%edx`, then the address) is nothing, not its type.
         my $delivered = qr/\x81\xe2\xff\xff\xff\x7f(.{0,8}?\x48\x8d\xb0\xa8\x00\x00\x00)/s;
-        my $places = () = /$delivered/g;
-        if ($places == 1) { s/$delivered/\x81\xe2\x00\x00\x00\x00$1/ }
-        else { print STDERR "this QEMU delivers events in another way ($places places); left as it is\n" }
+        s/$delivered/\x81\xe2\x00\x00\x00\x00$1/ if once("delivers events", $delivered);
+
+        # VMRUN delivers an injected interrupt itself, and stores its vector as the pending exception all the same
+        # (`mov %esi,exception_index`, before exception_is_int and exception_next_eip): whatever then makes the CPU leave its loop
+        # delivers it again, with interrupts off. Not stored (`nopw 0(%rax,%rax,1)`).
+        my $injected = qr/\x89[\x80-\xbf].{4}(\xc7[\x80-\xbf].{4}\x00{4}\x48\xc7[\x80-\xbf].{4}\xff{4}\xf6\x05.{4}\x02\x0f\x85.{4}\xba\x01\x00{3})/s;
+        s/$injected/\x66\x0f\x1f\x44\x00\x00$1/ if once("injects interrupts", $injected);
+
+        # VMRUN marks a virtual interrupt beside threads that mark others (`orl $0x100,interrupt_request`, not atomic): theirs can be
+        # lost, and the host stands until the next. By an atomic `lock orb $1` of the second byte, and a NOP of two.
+        my $marked = qr/\x81([\x88-\x8b\x8d-\x8f])(.{3}\xff)\x00\x01\x00\x00/s;
+        s/$marked/"\xf0\x80$1" . pack("l<", unpack("l<", $2) + 1) . "\x01\x66\x90"/e
+            if once("marks virtual interrupts", $marked);
     ' "$1"
 }
 
@@ -83,7 +100,7 @@ stage_vmm() {
     mkdir -p "$4/lib" "$4/share"
     # What it does not find among its own modules it would take from a QEMU installed on this machine, and refuse as foreign.
     sed 's,/usr/lib/x86_64-linux-gnu/qemu,/usr/lib/x86_64-linux-gnu/none,g' "$1$3" >"$4/qemu-system-x86_64"
-    forget_delivered_events "$4/qemu-system-x86_64"
+    mend_svm "$4/qemu-system-x86_64"
     chmod 755 "$4/qemu-system-x86_64"
     chroot "$1" ldd "$3" | sed -n 's,.* => \(/[^ ]*\) .*,\1,p; s,^\t\(/lib[^ ]*\) .*,\1,p' | sort -u |
         while read -r library; do cp -L "$1$library" "$4/lib/"; done
