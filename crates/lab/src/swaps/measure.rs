@@ -157,7 +157,7 @@ pub fn swap(host: &Host, guests: &[Guest], update: &Update) -> Result<Vec<Swap>>
         before.push((vmm_of(host, &guest.name)?, snapshot(host, guest)?));
     }
     let senders = host.sink_report()?.senders;
-    let pings = guests.iter().map(|guest| Pings::begin(host, guest)).collect::<Result<Vec<_>>>()?;
+    let pings = guests.iter().map(|guest| Pings::begin(host, guest, guests.len())).collect::<Result<Vec<_>>>()?;
     let report = apply(host, guests, update)?;
     let pings = pings.into_iter().map(Pings::missing).collect::<Result<Vec<_>>>()?;
     let timeouts = host_timeouts(host)? - timeouts;

@@ -2,15 +2,15 @@
 //!
 //! Every request is an answer or a loss, however late the answer is.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result};
 
 use super::{guest::Guest, measure};
 use crate::host::Host;
 
-/// Ten a second: at least one in every pause, and little work.
-const EVERY_S: &str = "0.1";
+/// Ten a second to one guest: at least one in every pause, and little work. Several guests share them.
+const EVERY: Duration = Duration::from_millis(100);
 
 /// Requests to one guest, until they are counted.
 #[derive(Debug)]
@@ -20,14 +20,15 @@ pub struct Pings<'a> {
 }
 
 impl<'a> Pings<'a> {
-    /// Begins.
+    /// Begins, to one of so many guests.
     ///
     /// # Errors
     /// The host does not start it.
-    pub fn begin(host: &'a Host, guest: &Guest) -> Result<Self> {
+    pub fn begin(host: &'a Host, guest: &Guest, guests: usize) -> Result<Self> {
+        let every = EVERY.as_secs_f64() * f64::from(u32::try_from(guests)?);
         let (unit, address) = (format!("pings-{}", guest.name), measure::address(guest));
         host.run(&format!(
-            "systemd-run --quiet --collect --property=KillSignal=SIGINT --unit {unit} sh -c 'exec ping -O -n -i {EVERY_S} {address} >/run/{unit}'"
+            "systemd-run --quiet --collect --property=KillSignal=SIGINT --unit {unit} sh -c 'exec ping -O -n -i {every} {address} >/run/{unit}'"
         ))?;
         Ok(Self { host, unit })
     }
