@@ -79,7 +79,7 @@ pub(crate) struct Up {
     /// Memory of each host, in MiB.
     #[arg(long, default_value_t = 3072)]
     memory: u64,
-    /// Processors of each host; usually 2, or 1 where they are emulated.
+    /// Processors of each host; 2 unless told otherwise.
     #[arg(long)]
     cpus: Option<u32>,
     /// Kernel of each host: 6.12 or 7.2.

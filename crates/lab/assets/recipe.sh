@@ -67,7 +67,7 @@ make_ext4() {
     rmdir "$2.view"
 }
 
-# mend_svm QEMU: changes three instructions of its emulation of SVM, as docs/adr/0010 says. One that is not there, or more than once, is left as it is.
+# mend_svm QEMU: changes four instructions that its emulation of SVM meets, as docs/adr/0010 says. One that is not there, or more than once, is left as it is.
 mend_svm() {
     perl -0777 -i -pe '
         sub once {
@@ -92,6 +92,11 @@ mend_svm() {
         my $marked = qr/\x81([\x88-\x8b\x8d-\x8f])(.{3}\xff)\x00\x01\x00\x00/s;
         s/$marked/"\xf0\x80$1" . pack("l<", unpack("l<", $2) + 1) . "\x01\x66\x90"/e
             if once("marks virtual interrupts", $marked);
+
+        # Whichever CPU loads the state of its FPU clears a flag of the first CPU (`andl $0xffffff7f,hflags2`, not atomic), and so brings back
+        # what that has just cleared there, such as that it runs a guest. By an atomic `lock andb $0x7f` of the first byte, and a NOP of two.
+        my $cleared = qr/(?<!\xf0)\x81([\xa0-\xa3\xa5-\xa7])(..\x00\x00)\x7f\xff\xff\xff/s;
+        s/$cleared/\xf0\x80$1$2\x7f\x66\x90/ if once("clears a flag of the first CPU", $cleared);
     ' "$1"
 }
 

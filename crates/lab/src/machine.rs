@@ -54,17 +54,8 @@ pub enum Acceleration {
 }
 
 impl Acceleration {
-    /// Processors of a host unless told otherwise.
-    ///
-    /// Emulated processors that really run at the same time break a host that runs VMs (`docs/adr/0010`), and two that take turns
-    /// on one core are slower than one.
-    #[must_use]
-    pub fn processors(self) -> u32 {
-        match self {
-            Self::Kvm => 2,
-            Self::Tcg => 1,
-        }
-    }
+    /// Processors of a host unless told otherwise: an update meets more than one on every real host.
+    pub const PROCESSORS: u32 = 2;
 
     /// From now on hosts of this process run this way.
     ///
@@ -126,10 +117,7 @@ impl Machine<'_> {
     /// Its command line.
     #[must_use]
     pub fn command(&self, acceleration: Acceleration) -> Command {
-        let mut qemu = match acceleration {
-            Acceleration::Tcg if self.spec.cpus > 1 => emulator(&self.emulator, core(self.number)),
-            Acceleration::Kvm | Acceleration::Tcg => emulator(&self.emulator, None),
-        };
+        let mut qemu = emulator(&self.emulator);
         let socket = |kind: &str| self.sockets.join(format!("{}.{kind}", self.name)).display().to_string();
         let clock = match acceleration {
             Acceleration::Kvm => {
@@ -193,34 +181,9 @@ impl Machine<'_> {
     }
 }
 
-/// The core that several emulated processors of a host share: one of those we may use, another for each host of a lab.
-fn core(number: usize) -> Option<usize> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
-    let cores = cores(list.trim());
-    cores.get(number % cores.len().max(1)).copied()
-}
-
-/// Numbers of a list such as `0-3,8`.
-fn cores(list: &str) -> Vec<usize> {
-    let range = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.parse::<usize>().ok()?..=last.parse().ok()?)
-    };
-    list.split(',').filter_map(range).flatten().collect()
-}
-
 /// QEMU of the image by its own loader and libraries: the same version on every machine, whatever that has installed.
-fn emulator(folder: &Path, core: Option<usize>) -> Command {
-    let loader = folder.join("lib/ld-linux-x86-64.so.2");
-    let mut qemu = match core {
-        Some(core) => {
-            let mut pinned = Command::new("taskset");
-            pinned.arg("--cpu-list").arg(core.to_string()).arg(loader);
-            pinned
-        }
-        None => Command::new(loader),
-    };
+fn emulator(folder: &Path) -> Command {
+    let mut qemu = Command::new(folder.join("lib/ld-linux-x86-64.so.2"));
     qemu.arg("--library-path").arg(folder.join("lib")).arg(folder.join("qemu-system-x86_64"));
     qemu.env("QEMU_MODULE_DIR", folder.join("modules"));
     for data in ["share/qemu", "share/seabios"] {
@@ -232,7 +195,7 @@ fn emulator(folder: &Path, core: Option<usize>) -> Command {
 /// What the emulator of hosts says of itself.
 #[must_use]
 pub fn version(folder: &Path) -> String {
-    let output = emulator(folder, None).arg("--version").output();
+    let output = emulator(folder).arg("--version").output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().next().unwrap_or("unknown").to_owned()
 }
@@ -240,22 +203,4 @@ pub fn version(folder: &Path) -> String {
 fn disk(qemu: &mut Command, name: &str, file: &Path, format: &str) {
     qemu.args(["-drive", &format!("if=none,id={name},file={},format={format}", file.display())])
         .args(["-device", &format!("virtio-blk-pci,drive={name},serial={name}")]);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_of_cores_are_read_as_the_kernel_writes_them() {
-        assert_eq!(cores("0-3,8"), [0, 1, 2, 3, 8]);
-        assert_eq!(cores("5"), [5]);
-        assert!(cores("").is_empty());
-    }
-
-    #[test]
-    fn two_hosts_have_a_core_each_where_there_are_two() {
-        let shared = core(1) == core(2);
-        assert_eq!(shared, std::thread::available_parallelism().unwrap().get() == 1);
-    }
 }

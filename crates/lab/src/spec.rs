@@ -89,7 +89,7 @@ impl Default for HostSpec {
     fn default() -> Self {
         Self {
             memory_mib: 3072,
-            cpus: Acceleration::detect().processors(),
+            cpus: Acceleration::PROCESSORS,
             kernel: Kernel::Stable,
             cmdline: String::new(),
             vault_mib: 0,

@@ -83,7 +83,7 @@ pub(crate) fn head(host: &Host) -> Result<Value> {
     };
     let shown: Value = serde_json::from_str(&host.run("fermata --json host show")?)?;
     Ok(json!({
-        "machine": format!("{}, {threads} threads; virtual host with {} processors", model.trim_start_matches([' ', '\t', ':']), Acceleration::detect().processors()),
+        "machine": format!("{}, {threads} threads; virtual host with {} processors", model.trim_start_matches([' ', '\t', ':']), Acceleration::PROCESSORS),
         "accelerator": accelerator,
         "versions": {
             "host_kernel": host.run("uname -r")?.trim(),
