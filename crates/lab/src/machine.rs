@@ -57,6 +57,20 @@ impl Acceleration {
     /// Processors of a host unless told otherwise: an update meets more than one on every real host.
     pub const PROCESSORS: u32 = 2;
 
+    /// Processors of each of `hosts` hosts on this machine unless told otherwise.
+    ///
+    /// Each emulated one is a thread that is hardly ever idle while something is measured. Where they are more than two to a core, one holds what another
+    /// one waits for and does not run: on two cores three hosts of two processors took twice as long for the same as three of one.
+    #[must_use]
+    pub fn processors(hosts: usize) -> u32 {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self::detect().processors_on(hosts, cores)
+    }
+
+    fn processors_on(self, hosts: usize, cores: usize) -> u32 {
+        if self == Self::Kvm || hosts <= cores { Self::PROCESSORS } else { 1 }
+    }
+
     /// From now on hosts of this process run this way.
     ///
     /// # Errors
@@ -203,4 +217,16 @@ pub fn version(folder: &Path) -> String {
 fn disk(qemu: &mut Command, name: &str, file: &Path, format: &str) {
     qemu.args(["-drive", &format!("if=none,id={name},file={},format={format}", file.display())])
         .args(["-device", &format!("virtio-blk-pci,drive={name},serial={name}")]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emulated_processors_are_at_most_two_to_a_core() {
+        let on = |hosts, cores| Acceleration::Tcg.processors_on(hosts, cores);
+        assert_eq!([on(1, 1), on(1, 2), on(2, 2), on(3, 2), on(3, 4)], [2, 2, 2, 1, 2]);
+        assert_eq!(Acceleration::Kvm.processors_on(3, 2), 2);
+    }
 }

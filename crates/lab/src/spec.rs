@@ -25,7 +25,8 @@ impl LabSpec {
     /// A lab of `count` usual hosts.
     #[must_use]
     pub fn new(name: &str, count: usize) -> Self {
-        Self { name: name.to_owned(), hosts: vec![HostSpec::default(); count], debian_guest: false, as_shipped: false }
+        let host = HostSpec { cpus: Acceleration::processors(count), ..HostSpec::default() };
+        Self { name: name.to_owned(), hosts: vec![host; count], debian_guest: false, as_shipped: false }
     }
 
     /// A lab for a test: its name tells the process, so that tests at the same time do not meet.
@@ -66,7 +67,7 @@ impl LabSpec {
 pub struct HostSpec {
     /// Memory, in MiB.
     pub memory_mib: u64,
-    /// Virtual processors: two, or one where they are emulated ([`Acceleration::processors`](crate::machine::Acceleration::processors)).
+    /// Virtual processors: two, or one of many emulated hosts ([`Acceleration::processors`](crate::machine::Acceleration::processors)).
     pub cpus: u32,
     /// Kernel it boots; both are installed, so a test can change to the other one by kexec.
     pub kernel: Kernel,

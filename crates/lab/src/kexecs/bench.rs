@@ -173,6 +173,7 @@ pub fn run(plan: &Plan) -> Result<()> {
     spec.hosts[0] = spec.hosts[0].clone().with_vault(vault + 1024);
     spec.hosts[0].files = vec![("/etc/sysctl.d/guests.conf".to_owned(), "net.ipv4.ip_forward = 1\n".to_owned())];
     spec.hosts[1].memory_mib = 768;
+    spec.hosts[1].cpus = 1;
     let lab = Lab::up(&spec)?;
     let (host, peer) = (lab.host(1), lab.host(2));
     peer.run("systemctl disable --now fermata-agent; ip route replace 10.77.0.0/24 via 10.88.0.1")?;
