@@ -133,6 +133,15 @@ pub(crate) fn is_alone() -> bool {
     std::env::var_os(ALONE).is_some()
 }
 
+/// Waits for what loads modules beside the start of an agent that is alone: it ends the agent's input.
+pub(crate) async fn modules_are_there() {
+    if is_alone() {
+        // An input that breaks, or is none, is over as well.
+        let read = || std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap_or_default();
+        tokio::task::spawn_blocking(read).await.unwrap_or_default();
+    }
+}
+
 /// Sees to it that an agent that starts before the rest of the host is heard.
 pub(crate) fn begin() {
     MUTE.store(is_asked_for() && log::to_the_kernel(), Ordering::Relaxed);

@@ -124,6 +124,7 @@ pub async fn run_with(config: Config) -> Result<(), AgentError> {
     let _authority = Authority::take(&config.authority(), AUTHORITY_LIMIT).await?;
     let inventory = Inventory::open(&config.database())?;
     let links = Links::open()?;
+    first::modules_are_there().await;
     for bridge in &config.bridges {
         links.ensure_bridge(bridge, &config.state_dir).await?;
     }

@@ -4,7 +4,7 @@
 //!  kernel ─► Fermata's initial RAM disk ([`ram`]): disk's modules, root file system, VMs' modules ─┐
 //!         ─► the distribution's, `init=/usr/lib/fermata/first` ───────────────────────────────────┴─► [`program`]
 //!
-//!  program: modules, first.d ─► agent ─► VMs run ─► agent ends ─► /sbin/init ─► fermata-first.target ─► ...
+//!  program: modules beside the agent's start ─► first.d, agent ─► VMs run ─► agent ends ─► /sbin/init ─► fermata-first.target ─► ...
 //!              │                   (or it failed twice, or a minute passed)         ▲
 //!              └──────────────────────── whatever fails here ──────────────────────┘
 //! ```

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::children::{await_all, ends_well, quiet};
 use crate::note::{self, Note};
 use crate::ram::{self, Plan};
-use crate::say;
+use crate::{say, urgently};
 
 /// How long they may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -34,7 +34,7 @@ impl Loading {
     /// Another process of `this` program, which sees the files that are here now.
     pub(crate) fn prepared(this: &str) -> Self {
         let mut noted = quiet(Command::new(this));
-        let child = noted.arg(LOAD).stdin(Stdio::piped()).spawn();
+        let child = urgently(|| noted.arg(LOAD).stdin(Stdio::piped()).spawn());
         Self(child.inspect_err(|error| say(&format!("modules are not loaded as noted: {error}"))).ok())
     }
 

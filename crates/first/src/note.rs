@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
@@ -40,15 +41,45 @@ impl Module {
     }
 }
 
-/// Loads modules, in order.
+/// Modules in the order in which they are loaded. What one needs is before it, and in no other chain.
+pub type Chain = Vec<Module>;
+
+/// Loads chains, by as many threads as there are processors: to put a large one into the kernel's own code takes most of a second of one
+/// emulated processor, and the others would look on.
 ///
 /// # Errors
-/// The first that could not be loaded, in words; those before it are there.
-pub(crate) fn load(modules: &[Module]) -> Result<(), String> {
-    if modules.is_empty() {
+/// The first of a chain that could not be loaded, in words; those before it and other chains are there.
+pub(crate) fn load(chains: &[Chain]) -> Result<(), String> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    load_by(threads, chains, |module| module.load().map_err(|error| format!("{}: {error}", module.file.display())))
+}
+
+fn load_by<T: Sync>(
+    threads: usize,
+    chains: &[Vec<T>],
+    load: impl Fn(&T) -> Result<(), String> + Sync,
+) -> Result<(), String> {
+    if chains.iter().all(Vec::is_empty) {
         return Err("none is noted".to_owned());
     }
-    modules.iter().try_for_each(|module| module.load().map_err(|error| format!("{}: {error}", module.file.display())))
+    let (left, failed) = (Mutex::new(chains.iter()), Mutex::new(None));
+    let work = || {
+        loop {
+            let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(chain) = next else { return };
+            if let Err(reason) = chain.iter().try_for_each(&load) {
+                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(chains.len()) {
+            // One that cannot be started leaves its part to the others.
+            std::thread::Builder::new().spawn_scoped(scope, work).map(drop).unwrap_or_default();
+        }
+        work();
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// A part of a file, in bytes.
@@ -88,8 +119,8 @@ pub struct Note {
     pub release: String,
     /// The agent's program.
     pub agent: PathBuf,
-    /// Modules that VMs need, in the order in which they are loaded; none where the operator has rules of their own for one.
-    pub modules: Vec<Module>,
+    /// Modules that VMs need; none where the operator has rules of their own for one.
+    pub modules: Vec<Chain>,
     /// What of programs and libraries will be asked of the disk.
     pub parts: Vec<Part>,
 }
@@ -117,4 +148,30 @@ impl Note {
 /// The kernel that runs.
 pub(crate) fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_are_loaded_whole_in_order_and_one_that_fails_stops_no_other() {
+        let chains = [vec![1, 2, 3], vec![10, 11], vec![20], vec![30, 31, 32]];
+        for threads in [1, 2, 9] {
+            let loaded = Mutex::new(Vec::new());
+            let load = |number: &u32| {
+                if *number == 11 {
+                    return Err("eleven".to_owned());
+                }
+                loaded.lock().unwrap().push(*number);
+                Ok(())
+            };
+            assert_eq!(load_by(threads, &chains, load), Err("eleven".to_owned()));
+            let loaded = loaded.into_inner().unwrap();
+            let of = |tens: u32| loaded.iter().copied().filter(|number| number / 10 == tens).collect::<Vec<_>>();
+            assert_eq!([of(0), of(1), of(2), of(3)], [vec![1, 2, 3], vec![10], vec![20], vec![30, 31, 32]]);
+        }
+        assert_eq!(load_by(2, &chains, |_| Ok(())), Ok(()));
+        assert!(load_by(2, &[Vec::<u32>::new()], |_| Ok(())).is_err(), "nothing was noted");
+    }
 }

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, wait};
@@ -46,19 +46,17 @@ pub fn main() -> ExitCode {
     let limit = Instant::now() + LIMIT;
     mounts::mount_kernels();
     let hurry = Hurry::begin();
-    let Left { loaded, alone } = if ram::is_here() {
+    if ram::is_here() {
         match ram::leave() {
-            Ok(left) => left,
+            Ok(Left { loading, alone: true }) => run_vms(Some(loading), limit),
+            Ok(Left { loading, alone: false }) => bring_modules(Some(loading)),
             Err(reason) => {
                 say(&reason);
                 return ExitCode::FAILURE;
             }
         }
     } else {
-        Left { loaded: false, alone: true }
-    };
-    if alone {
-        run_vms(loaded, limit);
+        run_vms(None, limit);
     }
     hurry.end();
     say("the rest of the host starts");
@@ -66,52 +64,55 @@ pub fn main() -> ExitCode {
 }
 
 /// VMs first: returns when the rest of the host may start.
-fn run_vms(loaded: bool, limit: Instant) {
+fn run_vms(loading: Option<Loading>, limit: Instant) {
     mounts::mount_all();
     say("VMs first");
     let note = Note::read();
-    if !loaded {
-        load_modules(note.as_ref());
-    }
-    say("modules are there");
-    let mut hooks = start_hooks();
+    let loading = loading.or_else(|| note.as_ref().map(load_modules));
     let program = note.map_or_else(|| PathBuf::from(AGENT), |note| note.agent);
-    run_agents(&program, limit);
+    // It looks for nothing that modules bring until it is told that they are there.
+    let mut first = start(&program, Stdio::piped());
+    bring_modules(loading);
+    let mut hooks = start_hooks();
+    drop(first.as_mut().and_then(|agent| agent.stdin.take()));
+    run_agents(first, &program, limit);
     // The host may do the same once more, not at the same time.
     await_all(&mut hooks, END);
 }
 
-fn load_modules(note: Option<&Note>) {
-    if let Some(note) = note {
-        note::fetch(
-            Path::new("/"),
-            &note.modules.iter().map(|module| note::Part::whole(module.file.clone())).collect::<Vec<_>>(),
-        );
-        let mut loading = Loading::prepared(PROGRAM);
-        loading.begin();
-        // The disk brings what else is needed while modules are loaded.
-        note::fetch(Path::new("/"), &note.parts);
-        if loading.ended_well() {
-            return;
-        }
-    }
-    modules::load_by_modprobe();
+/// Begins to load them as noted.
+fn load_modules(note: &Note) -> Loading {
+    let files = note.modules.iter().flatten().map(|module| note::Part::whole(module.file.clone()));
+    note::fetch(Path::new("/"), &files.collect::<Vec<_>>());
+    let mut loading = Loading::prepared(PROGRAM);
+    loading.begin();
+    // The disk brings what else is needed while modules are loaded.
+    note::fetch(Path::new("/"), &note.parts);
+    loading
 }
 
-/// Agents one after the other, until one has ended well.
-fn run_agents(program: &Path, limit: Instant) {
-    for _ in 0..STARTS {
-        let ended_well = match urgently(|| agent(program).spawn()) {
-            Ok(child) => wait_for(&child, limit),
-            Err(error) => {
-                say(&format!("the agent cannot be started: {}: {error}", program.display()));
-                true
-            }
-        };
-        if ended_well || Instant::now() >= limit {
+/// Until modules are there: as noted, or where that fails by `modprobe`.
+fn bring_modules(loading: Option<Loading>) {
+    if !loading.is_some_and(Loading::ended_well) {
+        modules::load_by_modprobe();
+    }
+    say("modules are there");
+}
+
+/// Agents one after the other, until one has ended well; `first` is started already.
+fn run_agents(first: Option<Child>, program: &Path, limit: Instant) {
+    let others = (1..STARTS).map_while(|_| start(program, Stdio::null()));
+    for agent in first.into_iter().chain(others) {
+        if wait_for(&agent, limit) || Instant::now() >= limit {
             break;
         }
     }
+}
+
+/// An agent that goes on when `until` is at its end; `None` where it cannot be started.
+fn start(program: &Path, until: Stdio) -> Option<Child> {
+    let started = urgently(|| agent(program).stdin(until).spawn());
+    started.inspect_err(|error| say(&format!("the agent cannot be started: {}: {error}", program.display()))).ok()
 }
 
 fn become_init() -> ExitCode {

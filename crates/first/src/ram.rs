@@ -27,7 +27,7 @@ use rustix::process::{chdir, chroot};
 use serde::{Deserialize, Serialize};
 
 use crate::modules::Loading;
-use crate::note::{self, Module, Part};
+use crate::note::{self, Chain, Part};
 use crate::{mounts, say, superblock};
 
 /// This program there, and what tells that it is there.
@@ -72,13 +72,13 @@ impl Disk {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// What the disks need.
-    pub disks_modules: Vec<Module>,
+    pub disks_modules: Vec<Chain>,
     /// File systems, the root first.
     pub disks: Vec<Disk>,
     /// Whether the agent runs alone first, or everything starts at once.
     pub alone: bool,
     /// What VMs need, and the host's network where the agent runs alone.
-    pub modules: Vec<Module>,
+    pub modules: Vec<Chain>,
     /// What will be asked of the disk.
     pub parts: Vec<Part>,
 }
@@ -96,10 +96,10 @@ pub(crate) fn is_here() -> bool {
 }
 
 /// How the initial RAM disk was left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Left {
-    /// Whether modules are loaded.
-    pub(crate) loaded: bool,
+    /// VMs' modules, on their way into the kernel.
+    pub(crate) loading: Loading,
     /// Whether the agent runs alone first.
     pub(crate) alone: bool,
 }
@@ -126,9 +126,10 @@ pub(crate) fn leave() -> Result<Left, String> {
     say("disks are there");
     note::fetch(Path::new(ROOT), &plan.parts);
     // It stays where this program was until now, and the modules are there.
-    let loading = Loading::prepared(INIT);
+    let mut loading = Loading::prepared(INIT);
     switch().map_err(|error| format!("{ROOT} does not become the root: {error}"))?;
-    Ok(Left { loaded: loading.ended_well(), alone: plan.alone })
+    loading.begin();
+    Ok(Left { loading, alone: plan.alone })
 }
 
 /// Gives back the memory that the initial RAM disk took, from inside.
@@ -206,6 +207,7 @@ fn chosen<'a>(disk: &Disk, holders: &'a BTreeSet<String>) -> Option<&'a String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::note::Module;
 
     fn disk() -> Disk {
         let text = |text: &str| text.to_owned();
@@ -240,10 +242,10 @@ mod tests {
         let module = Module { file: "/modules/0-ext4.ko".into(), options: "a=1".to_owned() };
         let part = Part { file: "/usr/bin/fermata".into(), from: 4096, length: Some(8192) };
         let plan = Plan {
-            disks_modules: vec![module.clone()],
+            disks_modules: vec![vec![module.clone()]],
             disks: vec![disk()],
             alone: true,
-            modules: vec![module],
+            modules: vec![vec![module]],
             parts: vec![part],
         };
         let read: Plan = serde_json::from_slice(&serde_json::to_vec(&plan).unwrap()).unwrap();

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use fermata_first::AGENT;
-use fermata_first::note::{Module, Note};
+use fermata_first::note::{Chain, Module, Note};
 
 use super::mapped;
 use super::unpacked::Copies;
@@ -29,7 +29,7 @@ pub(crate) fn note(release: &str, processes: &[i32], alone: bool) -> Note {
         add_network(release, &mut modules);
     }
     match Copies::begin() {
-        Ok(copies) => modules.iter_mut().for_each(|module| module.file = copies.of(&module.file)),
+        Ok(copies) => modules.iter_mut().flatten().for_each(|module| module.file = copies.of(&module.file)),
         Err(error) => tracing::warn!(%error, "no copies of modules; the next kernel unpacks them"),
     }
     let agent = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(AGENT));
@@ -38,14 +38,13 @@ pub(crate) fn note(release: &str, processes: &[i32], alone: bool) -> Note {
 
 /// Adds the drivers of network devices that are in use: guests' network goes through them. One that is not for us to load is left to udev, which
 /// comes later.
-fn add_network(release: &str, noted: &mut Vec<Module>) {
+fn add_network(release: &str, noted: &mut Vec<Chain>) {
     let mut drivers: Vec<String> = devices_in_use(Path::new("/sys/class/net")).collect();
     drivers.sort();
     drivers.dedup();
     for driver in drivers {
         let found = modules(release, std::iter::once(driver.as_str())).unwrap_or_default();
-        let new: Vec<Module> = found.into_iter().filter(|module| !noted.contains(module)).collect();
-        noted.extend(new);
+        found.into_iter().for_each(|chain| add(noted, chain));
     }
 }
 
@@ -59,8 +58,8 @@ fn devices_in_use(folder: &Path) -> impl Iterator<Item = String> {
     })
 }
 
-/// These modules of a kernel with all they need, in order; `None` when one of them cannot be looked up, or is not for us to load.
-pub(super) fn modules<'a>(release: &str, names: impl Iterator<Item = &'a str>) -> Option<Vec<Module>> {
+/// These modules of a kernel with all they need; `None` when one of them cannot be looked up, or is not for us to load.
+pub(super) fn modules<'a>(release: &str, names: impl Iterator<Item = &'a str>) -> Option<Vec<Chain>> {
     let mut keys = fs::read_dir(KEYS).into_iter().flatten().flatten();
     let locked = keys.any(|key| key.path().extension().is_some_and(|kind| kind == "blob"));
     let told = names.map(|name| {
@@ -69,18 +68,28 @@ pub(super) fn modules<'a>(release: &str, names: impl Iterator<Item = &'a str>) -
         let told = modprobe.output().ok().filter(|told| told.status.success())?;
         Some(String::from_utf8_lossy(&told.stdout).into_owned())
     });
-    all_in_order(told, &Path::new("/lib/modules").join(release), locked)
+    all_in_chains(told, &Path::new("/lib/modules").join(release), locked)
 }
 
 /// The modules of several answers, each once: all of them, or `None`. With some of them `modprobe` would not be asked for the others.
-fn all_in_order(told: impl Iterator<Item = Option<String>>, folder: &Path, locked: bool) -> Option<Vec<Module>> {
-    let mut modules: Vec<Module> = Vec::new();
+fn all_in_chains(told: impl Iterator<Item = Option<String>>, folder: &Path, locked: bool) -> Option<Vec<Chain>> {
+    let mut chains = Vec::new();
     for answer in told {
-        let found = in_order(&answer?, folder, locked)?;
-        let new: Vec<Module> = found.into_iter().filter(|module| !modules.contains(module)).collect();
-        modules.extend(new);
+        add(&mut chains, in_order(&answer?, folder, locked)?);
     }
-    Some(modules)
+    Some(chains)
+}
+
+/// Adds an answer: to the chains that it has modules of, which become one by that, or as one of its own.
+fn add(chains: &mut Vec<Chain>, found: Chain) {
+    let shares = |chain: &Chain| chain.iter().any(|module| found.contains(module));
+    let at = chains.iter().position(shares).unwrap_or(chains.len());
+    let mut chain: Chain = chains.extract_if(at.., |chain| shares(chain)).flatten().collect();
+    let new: Vec<Module> = found.into_iter().filter(|module| !chain.contains(module)).collect();
+    chain.extend(new);
+    if !chain.is_empty() {
+        chains.insert(at, chain);
+    }
 }
 
 /// The modules that `modprobe --show-depends` tells, in its order; `None` when a rule of the operator's takes part.
@@ -145,12 +154,26 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let told = |answers: [Option<&str>; 3]| {
             let answers = answers.map(|answer| answer.map(str::to_owned));
-            all_in_order(answers.into_iter(), folder.path(), false).map(|modules| modules.len())
+            all_in_chains(answers.into_iter(), folder.path(), false).map(|chains| chains.concat().len())
         };
         let (tun, net) = (Some("insmod /m/tun.ko \n"), Some("insmod /m/tun.ko \ninsmod /m/vhost_net.ko \n"));
         assert_eq!(told([tun, net, Some("builtin bridge\n")]), Some(2), "each once");
         assert_eq!(told([tun, Some("install /sbin/tune-kvm\n"), net]), None, "the operator's rule");
         assert_eq!(told([tun, None, net]), None, "not found");
+    }
+
+    #[test]
+    fn what_needs_the_same_is_in_one_chain() {
+        let module = |name: &str| Module { file: name.into(), options: String::new() };
+        let chain = |names: &str| names.split(' ').map(module).collect::<Chain>();
+        let mut chains = Vec::new();
+        for names in ["irqbypass kvm", "tun", "llc stp bridge", "tun vhost vhost_net"] {
+            add(&mut chains, chain(names));
+        }
+        add(&mut chains, Chain::new());
+        assert_eq!(chains, ["irqbypass kvm", "tun vhost vhost_net", "llc stp bridge"].map(chain));
+        add(&mut chains, chain("stp irqbypass vlan"));
+        assert_eq!(chains, ["irqbypass kvm llc stp bridge vlan", "tun vhost vhost_net"].map(chain));
     }
 
     #[test]

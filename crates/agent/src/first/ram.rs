@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use fermata_first::PROGRAM;
 use fermata_first::archive::{self, Archive};
-use fermata_first::note::{Module, Note};
+use fermata_first::note::{Chain, Module, Note};
 use fermata_first::ram::{Disk, MODULES, PLAN, Plan};
 use fermata_first::superblock;
 use rustix::fs::{major, minor};
@@ -55,8 +55,10 @@ pub(crate) fn make(
     let mut archive = Archive::after(archive::early(first.as_deref().unwrap_or_default()).to_vec());
     archive.file("init", 0o755, &program);
     archive.folder(MODULES);
-    let mut put = |modules: &[Module], prefix: &str| -> Result<Vec<Module>, String> {
-        (0..).zip(modules).map(|(nth, module)| placed(&mut archive, prefix, nth, module)).collect()
+    let mut put = |chains: &[Chain], prefix: &str| -> Result<Vec<Chain>, String> {
+        let mut nth = 0..;
+        let mut place = |module: &Module| placed(&mut archive, prefix, nth.next().unwrap_or_default(), module);
+        chains.iter().map(|chain| chain.iter().map(&mut place).collect()).collect()
     };
     let plan = Plan {
         disks_modules: put(&disks_modules, "disk")?,
@@ -70,7 +72,7 @@ pub(crate) fn make(
     write(&file, &archive.done()).map_err(|error| format!("{}: {error}", file.display()))?;
     tracing::info!(
         disks = plan.disks.len(),
-        modules = plan.disks_modules.len() + plan.modules.len(),
+        modules = plan.disks_modules.iter().chain(&plan.modules).map(Vec::len).sum::<usize>(),
         "an initial RAM disk is made"
     );
     Ok(file)
@@ -87,7 +89,7 @@ struct Parts {
     program: Vec<u8>,
     /// With the numbers of their devices.
     disks: Vec<(Disk, String)>,
-    disks_modules: Vec<Module>,
+    disks_modules: Vec<Chain>,
 }
 
 impl Parts {
